@@ -1,0 +1,10 @@
+"""flower-ext: coded training and device-edge inference for Flower federations.
+
+Rooms: :mod:`flower_ext.strategies` (server side), :mod:`flower_ext.clients` (client
+side), :mod:`flower_ext.coding`, :mod:`flower_ext.scheduling` and
+:mod:`flower_ext.network` (pure algorithms that know nothing of Flower).
+"""
+
+from flower_ext.errors import FlowerExtError, InvalidInputError
+
+__all__ = ["FlowerExtError", "InvalidInputError"]

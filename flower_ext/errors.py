@@ -1,0 +1,11 @@
+"""The errors of flower-ext, under one base class."""
+
+__all__ = ["FlowerExtError", "InvalidInputError"]
+
+
+class FlowerExtError(Exception):
+    """Base class of every error that flower-ext raises itself."""
+
+
+class InvalidInputError(FlowerExtError, ValueError):
+    """A value given by the caller is out of range; the message names it and the fix."""
