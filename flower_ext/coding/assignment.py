@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 ASSIGNMENT_KEY = "flower-ext.assignment"
-"""Name of the ``ConfigRecord`` that carries an :class:`Assignment` in a train message."""
+"""Name of the ``ConfigRecord`` that carries an assignment in a train message."""
 
 HOLDINGS_KEY = "flower-ext.holdings"
 """Name of the ``ConfigRecord`` of a holdings request and of its answer."""
