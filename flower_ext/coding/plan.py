@@ -1,0 +1,269 @@
+"""One round as a state machine: what happened goes in, what to dispatch comes out.
+
+A plan knows nothing of messages or clocks. Whoever drives it (a Flower grid on the
+wall clock, a virtual clock, a test) calls it with the seconds since the round began and
+pushes the dispatches that it answers with.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from flower_ext.coding.decoding import decode_least_squares
+from flower_ext.coding.incremental import IncrementalDecoder
+from flower_ext.errors import InvalidInputError
+from flower_ext.scheduling.history import CompletionHistory
+
+__all__ = ["Dispatch", "Outcome", "RoundPlan"]
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """A row of the encoding matrix on its way to a worker.
+
+    Parameters
+    ----------
+    key : int
+        Identifies the dispatch within its plan.
+    worker : int
+        Who shall compute it.
+    stage : int
+        1 or 2.
+    partitions : tuple[int, ...]
+        Partition ids, the row's support.
+    coefficients : tuple[float, ...]
+        One per partition.
+    """
+
+    key: int
+    worker: int
+    stage: int
+    partitions: tuple[int, ...]
+    coefficients: tuple[float, ...]
+
+
+class Outcome(NamedTuple):
+    """How the replies of a round combine.
+
+    Parameters
+    ----------
+    weights : dict[int, float]
+        Decoding weight of each reply that is used, by dispatch key.
+    combination : dict[int, float]
+        c_k, what each partition enters the update with; all ones when exact.
+    exact : bool
+        Whether the replies decode.
+    residual : float
+        Euclidean norm of c - 1.
+    """
+
+    weights: dict[int, float]
+    combination: dict[int, float]
+    exact: bool
+    residual: float
+
+
+class RoundPlan(ABC):
+    """What every plan of a coded round has in common.
+
+    Parameters
+    ----------
+    partitions : Sequence[int]
+        Ids of the partitions to be trained on in this round, distinct, at least one.
+    idle : Mapping[int, Collection[int]]
+        The workers that may be given work, and the partitions that each holds.
+    history : CompletionHistory
+        Read for predictions, and told of every completion.
+    server_round : int
+        The round, from 1.
+    deadline : float, optional
+        Seconds after which the round ends with what it has; by default the plan
+        derives it from the history.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no partition, or the deadline is not positive.
+    """
+
+    def __init__(
+        self,
+        partitions: Sequence[int],
+        idle: Mapping[int, Collection[int]],
+        history: CompletionHistory,
+        server_round: int,
+        deadline: float | None = None,
+    ) -> None:
+        if not partitions or len(set(partitions)) != len(partitions):
+            raise InvalidInputError(
+                f"A round needs distinct partitions, got {list(partitions)}."
+            )
+        if deadline is not None and not deadline > 0:
+            raise InvalidInputError(
+                f"deadline must be a positive number of seconds, got {deadline}."
+            )
+        self.partitions = tuple(partitions)
+        self.history = history
+        self.server_round = server_round
+        self.dispatches: list[Dispatch] = []
+        self.outstanding: dict[int, float] = {}
+        self.received: list[int] = []
+        self._column = {p: k for k, p in enumerate(self.partitions)}
+        self._idle: dict[int, Collection[int]] = dict(idle)
+        self._holdings: dict[int, Collection[int]] = dict(idle)
+        self._replied: set[int] = set()
+        self._decoder = IncrementalDecoder(len(self.partitions))
+        self.hungry = False
+        self._given_deadline = deadline
+
+    # -- what the driver tells --------------------------------------------------------
+
+    @abstractmethod
+    def start(self) -> list[Dispatch]:
+        """Begin the round at time zero and return the first dispatches."""
+
+    def reply(self, key: int, at: float, compute_seconds: float) -> list[Dispatch]:
+        """Tell of a usable reply.
+
+        Parameters
+        ----------
+        key : int
+            The dispatch it answers.
+        at : float
+            Seconds since the round began.
+        compute_seconds : float
+            What the worker spent computing, seconds.
+
+        Returns
+        -------
+        list[Dispatch]
+            What to push now.
+        """
+        sent_at = self.outstanding.pop(key)
+        dispatch = self.dispatches[key]
+        self.history.completed(
+            dispatch.worker,
+            self.server_round,
+            len(dispatch.partitions),
+            compute_seconds,
+            max(at - sent_at, 0.0),
+        )
+        self.received.append(key)
+        self._replied.add(dispatch.worker)
+        self._idle[dispatch.worker] = self._holdings[dispatch.worker]
+        self._decoder.add(
+            dispatch.coefficients, [self._column[p] for p in dispatch.partitions]
+        )
+        return [] if self.decodable else self._freed(at)
+
+    def failure(self, key: int, at: float) -> list[Dispatch]:
+        """Tell that a dispatch will bring nothing: an error, a bad reply, a dead node.
+
+        Its worker is given nothing more in this round.
+        """
+        self.outstanding.pop(key)
+        return [] if self.decodable else self._failed(at)
+
+    def idle(self, worker: int, holdings: Collection[int], at: float) -> list[Dispatch]:
+        """Tell that a worker joined, or answered an earlier round, and may be used."""
+        if worker in self._holdings:
+            return []
+        self._holdings[worker] = holdings
+        self._idle[worker] = holdings
+        return [] if self.decodable else self._freed(at)
+
+    def leave(self, worker: int) -> None:
+        """Tell that a worker is offline: it is given nothing more."""
+        self._idle.pop(worker, None)
+
+    @abstractmethod
+    def wake(self, at: float) -> list[Dispatch]:
+        """Tell that `wake_at` has come; return what to push now."""
+
+    # -- what the driver asks ---------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def wake_at(self) -> float:
+        """When the plan wants :meth:`wake`, seconds since the round began, or inf."""
+
+    @property
+    @abstractmethod
+    def deadline(self) -> float:
+        """When the round ends with what it has, seconds since it began, or inf."""
+
+    @property
+    def decodable(self) -> bool:
+        """Whether the replies so far give the exact update."""
+        return self._decoder.decodable
+
+    def finished(self, at: float) -> bool:
+        """Return whether there is nothing left to wait for at this time."""
+        if self.decodable or at >= self.deadline:
+            return True
+        return not self.outstanding and self.wake_at == math.inf
+
+    @property
+    def work(self) -> int:
+        """Partitions assigned so far, over all dispatches."""
+        return sum(len(d.partitions) for d in self.dispatches)
+
+    def outcome(self) -> Outcome:
+        """Return how the replies combine: exactly, or as the constrained fit."""
+        if self.decodable:
+            weights = self._decoder.weights
+            combination, residual = np.ones(len(self.partitions)), 0.0
+        elif self.received:
+            rows = [self._row(self.dispatches[key]) for key in self.received]
+            fit = decode_least_squares(np.array(rows), range(len(rows)))
+            weights, residual = fit.weights, fit.residual
+            combination = np.clip(weights @ np.array(rows), 0.0, 1.0)
+        else:
+            weights = np.zeros(0)
+            combination = np.zeros(len(self.partitions))
+            residual = math.sqrt(len(self.partitions))
+        return Outcome(
+            {k: float(w) for k, w in zip(self.received, weights, strict=True) if w},
+            dict(zip(self.partitions, combination.tolist(), strict=True)),
+            self.decodable,
+            float(residual),
+        )
+
+    # -- for the plans ----------------------------------------------------------------
+
+    @abstractmethod
+    def _freed(self, at: float) -> list[Dispatch]:
+        """React to a worker that has become free."""
+
+    @abstractmethod
+    def _failed(self, at: float) -> list[Dispatch]:
+        """React to a dispatch that will bring nothing."""
+
+    def _dispatch(
+        self,
+        worker: int,
+        stage: int,
+        partitions: Sequence[int],
+        coefficients: Sequence[float],
+        at: float,
+    ) -> Dispatch:
+        """Give a row to an idle worker."""
+        del self._idle[worker]
+        dispatch = Dispatch(
+            len(self.dispatches), worker, stage, tuple(partitions), tuple(coefficients)
+        )
+        self.dispatches.append(dispatch)
+        self.outstanding[dispatch.key] = at
+        return dispatch
+
+    def _row(self, dispatch: Dispatch) -> np.ndarray:
+        """Return the dispatch as a row over this round's partitions."""
+        row = np.zeros(len(self.partitions))
+        row[[self._column[p] for p in dispatch.partitions]] = dispatch.coefficients
+        return row

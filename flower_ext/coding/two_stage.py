@@ -1,0 +1,333 @@
+"""The two-stage coded round of TSDCFL (arXiv:2205.07939, sections III and IV).
+
+Stage one shares the partitions uncoded among the workers that the history predicts to
+be fastest. It ends at a time T₁, after which whatever has not come back is spread,
+coded, over the workers that are idle by then; stage-one replies that arrive later still
+count. The paper fixes T₁ and the redundancy beforehand; here the loads, T₁ and the
+redundancy s₂ are the ones that minimise the expected time to decode over resampled
+completion times, and T₁ is revised whenever enough replies have come to know better.
+Should stage two itself be late or lose a worker, what is still missing is spread again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flower_ext.coding.allocation import allocate
+from flower_ext.coding.forecast import completion_if_stopped
+from flower_ext.coding.plan import Dispatch, RoundPlan
+from flower_ext.coding.spread import Spread, spread_missing
+from flower_ext.errors import InvalidInputError
+from flower_ext.scheduling.history import CompletionHistory
+
+__all__ = ["TwoStageOptions", "TwoStagePlan"]
+
+Floats = NDArray[np.float64]
+
+_STOPS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.75, 0.83, 0.9, 0.95, 0.98)
+_MOST_SCENARIOS, _FEWEST_SCENARIOS = 128, 16
+_REVISE = 0.8  # T₁ is revised when the jobs outstanding have shrunk by this factor
+_PATIENCE = 1.5  # stage two is looked after this much later than 90 % predicts
+_COLD_PATIENCE = 3.0  # without history, act this many times later than the last reply
+_LEAST_DEADLINE = 10.0  # seconds; a partial round is worse than a short wait
+
+
+@dataclass(frozen=True)
+class TwoStageOptions:
+    """Parameters of the two-stage plan.
+
+    Parameters
+    ----------
+    redundancy_price : float (default: 0.1)
+        How much longer, relative to its length, a round may take to save computing
+        every partition once more. 0 buys any speed with any work; sane up to 2.
+    max_stage_two_redundancy : int (default: 2)
+        The largest s₂ considered, 0 to 8.
+    draws : int (default: 20000)
+        Delays resampled per decision, over all workers; more is slower and steadier.
+        At least 1000.
+
+    Raises
+    ------
+    InvalidInputError
+        If a parameter is out of range.
+    """
+
+    redundancy_price: float = 0.1
+    max_stage_two_redundancy: int = 2
+    draws: int = 20_000
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not 0 <= self.redundancy_price < math.inf:
+            raise InvalidInputError(
+                f"redundancy_price must be at least 0, got {self.redundancy_price}."
+            )
+        if not 0 <= self.max_stage_two_redundancy <= 8:
+            raise InvalidInputError(
+                "max_stage_two_redundancy must lie in 0..8, "
+                f"got {self.max_stage_two_redundancy}."
+            )
+        if self.draws < 1000:
+            raise InvalidInputError(f"draws must be at least 1000, got {self.draws}.")
+
+
+class TwoStagePlan(RoundPlan):
+    """One two-stage round.
+
+    Parameters
+    ----------
+    partitions, idle, history, server_round, deadline
+        As in :class:`~flower_ext.coding.plan.RoundPlan`.
+    rng : numpy.random.Generator
+        Source of the resampling.
+    options : TwoStageOptions, optional
+        Parameters of the plan.
+
+    Examples
+    --------
+    Two equal workers, of which one does not come back. The other takes over:
+
+    >>> history = CompletionHistory()
+    >>> for worker in (0, 1):
+    ...     history.completed(worker, 1, load=1, compute_seconds=1.0, elapsed=1.0)
+    >>> held = {0: range(2), 1: range(2)}
+    >>> plan = TwoStagePlan([0, 1], held, history, 2, np.random.default_rng(0))
+    >>> [(d.worker, d.partitions) for d in plan.start()]
+    [(0, (0,)), (1, (1,))]
+    >>> plan.reply(0, at=1.0, compute_seconds=1.0)
+    []
+    >>> 1.0 < plan.wake_at < 3.0
+    True
+    >>> sent = plan.wake(2.9)
+    >>> [(d.worker, d.stage, d.partitions) for d in sent]
+    [(0, 2, (1,))]
+    >>> plan.reply(sent[0].key, at=3.9, compute_seconds=1.0)
+    []
+    >>> plan.decodable
+    True
+    """
+
+    def __init__(
+        self,
+        partitions: Sequence[int],
+        idle: Mapping[int, Collection[int]],
+        history: CompletionHistory,
+        server_round: int,
+        rng: np.random.Generator,
+        deadline: float | None = None,
+        options: TwoStageOptions | None = None,
+    ) -> None:
+        super().__init__(partitions, idle, history, server_round, deadline)
+        self.options = options or TwoStageOptions()
+        self.stage_two_at: float | None = None
+        self._rng = rng
+        self._cold = len(history) == 0
+        self._wake_at = math.inf
+        self._deadline = math.inf
+        self._look_again = math.inf  # when a cold round acts without half the replies
+        self._revise_below = 0  # outstanding jobs at which T₁ is revised next
+
+    @property
+    def wake_at(self) -> float:
+        """When T₁, or the time to look after stage two, comes."""
+        return self._wake_at
+
+    @property
+    def deadline(self) -> float:
+        """The given deadline, else one derived from the history."""
+        given = self._given_deadline
+        return self._deadline if given is None else given
+
+    def start(self) -> list[Dispatch]:
+        """Share the partitions uncoded among the fastest workers."""
+        return self._stage_one(0.0)
+
+    def wake(self, at: float) -> list[Dispatch]:
+        """T₁ has come, or stage two is late: spread what is missing."""
+        self._wake_at = math.inf
+        if self.decodable:
+            return []
+        return self._revise(at) if self.stage_two_at is None else self._stage_two(at)
+
+    def _freed(self, at: float) -> list[Dispatch]:
+        if not self.dispatches:
+            return self._stage_one(at)
+        if self.hungry:
+            return self._stage_two(at)
+        if self.stage_two_at is None and len(self.outstanding) <= self._revise_below:
+            return self._revise(at)
+        return []
+
+    def _failed(self, at: float) -> list[Dispatch]:
+        return self._revise(at) if self.stage_two_at is None else self._stage_two(at)
+
+    # -- stage one --------------------------------------------------------------------
+
+    def _stage_one(self, at: float) -> list[Dispatch]:
+        """Choose who takes part and the loads, and plan T₁."""
+        workers = list(self._idle)
+        seconds, overhead = self._typical(workers)
+        holdings = [self._idle[w] for w in workers]
+        jobs = allocate(self.partitions, holdings, seconds, overhead)
+        sent = [
+            self._dispatch(worker, 1, job, [1.0] * len(job), at)
+            for worker, job in zip(workers, jobs, strict=True)
+            if job
+        ]
+        self.hungry = not sent
+        self._revise_below = int(_REVISE * len(sent))
+        if sent and not self._cold:
+            return sent + self._revise(at)
+        return sent
+
+    def _typical(self, workers: list[int]) -> tuple[Floats, Floats]:
+        seconds, overhead = self.history.typical(workers, self.server_round)
+        return np.maximum(seconds, 1e-9), overhead
+
+    # -- T₁ ---------------------------------------------------------------------------
+
+    def _revise(self, at: float) -> list[Dispatch]:
+        """Choose T₁ anew from what is known; if it is now, begin stage two."""
+        if self._cold and not self._warmed(at):
+            return []
+        self._revise_below = int(_REVISE * len(self.outstanding))
+        keys = list(self.outstanding)
+        if not keys:
+            return self._stage_two(at)
+        workers = [*self._idle, *(self.dispatches[k].worker for k in keys)]
+        size = self._scenarios(len(workers))
+        arrivals = self._arrivals(keys, at, size)
+        loads = np.array([len(self.dispatches[k].partitions) for k in keys])
+        lost = len(self._missing()) - int(loads.sum())
+        if lost > 0:  # a failed job's partitions never arrive by themselves
+            arrivals = np.column_stack([arrivals, np.full(size, math.inf)])
+            loads = np.append(loads, lost)
+        pending = np.arange(len(workers)) - len(self._idle)
+        seconds, overhead = self.history.sample_again(
+            workers, self.server_round, size, self._rng
+        )
+        finite = arrivals[np.isfinite(arrivals)]
+        grid = np.quantile(finite, _STOPS)
+        stops = [at, *grid[grid > 1.01 * at].tolist(), math.inf]
+        times, again = completion_if_stopped(
+            stops, arrivals, loads, np.maximum(pending, -1), seconds, overhead
+        )
+        costs = [
+            self._cost(time, float(work.mean()))
+            for time, work in zip(times, again, strict=True)
+        ]
+        choice = int(np.argmin(costs))
+        self._extend_deadline(float(times[choice].mean()), finite)
+        if choice == 0:
+            return self._stage_two(at)
+        # To wait for ever is to look again when all should have come.
+        beyond = stops[-2] if len(stops) > 2 else _PATIENCE * at
+        self._wake_at = max(min(stops[choice], beyond), 1.001 * at)
+        return []
+
+    def _scenarios(self, workers: int) -> int:
+        wanted = self.options.draws // max(workers, 1)
+        return min(max(wanted, _FEWEST_SCENARIOS), _MOST_SCENARIOS)
+
+    def _arrivals(self, keys: Sequence[int], at: float, size: int) -> Floats:
+        """Draw when outstanding jobs arrive, shape (size, len(keys))."""
+        if not keys:
+            return np.empty((size, 0))
+        jobs = [self.dispatches[k] for k in keys]
+        elapsed = np.array([at - self.outstanding[k] for k in keys])
+        taken = self.history.sample_unfinished(
+            [j.worker for j in jobs],
+            self.server_round,
+            [len(j.partitions) for j in jobs],
+            elapsed,
+            size,
+            self._rng,
+        )
+        return taken + (at - elapsed)
+
+    def _cost(self, completion: Floats, again: float) -> float:
+        """Return the expected time to decode, marked up by the work done twice."""
+        price = self.options.redundancy_price * again / len(self.partitions)
+        return float(np.mean(completion) * (1.0 + price))
+
+    def _warmed(self, at: float) -> bool:
+        """Without history, wait for half of the replies, or far beyond the last."""
+        if 2 * len(self.received) >= len(self.dispatches) or not self.outstanding:
+            return True
+        if not self.received:
+            return False
+        if at >= self._look_again:
+            return True
+        self._look_again = _COLD_PATIENCE * at
+        self._wake_at = self._look_again
+        self._deadline = max(_LEAST_DEADLINE, 20.0 * at)
+        return False
+
+    def _extend_deadline(self, completion: float, arrivals: Floats) -> None:
+        """Set the deadline far beyond the expected end and most of the stragglers."""
+        expected = completion if math.isfinite(completion) else 0.0
+        late = float(np.quantile(arrivals, 0.99)) if arrivals.size else 0.0
+        deadline = max(_LEAST_DEADLINE, 10.0 * expected, 2.0 * late)
+        known = 0.0 if math.isinf(self._deadline) else self._deadline
+        self._deadline = max(known, deadline)
+
+    # -- stage two --------------------------------------------------------------------
+
+    def _missing(self) -> list[int]:
+        """Partitions that the replies so far do not determine."""
+        if self.stage_two_at is None:
+            have = {p for k in self.received for p in self.dispatches[k].partitions}
+            return [p for p in self.partitions if p not in have]
+        combination = self.outcome().combination
+        return [p for p, c in combination.items() if c < 1.0 - 1e-6]
+
+    def _stage_two(self, at: float) -> list[Dispatch]:
+        """Spread what is missing, coded, over the idle workers."""
+        missing = self._missing()
+        workers = [
+            w for w, held in self._idle.items() if any(p in held for p in missing)
+        ]
+        if not workers:
+            self.hungry = True
+            self._wake_at = math.inf
+            return []
+        size = self._scenarios(len(workers))
+        proven = np.array([w in self._replied for w in workers])
+        first = self.history.sample(workers, self.server_round, size, self._rng)
+        again = self.history.sample_again(workers, self.server_round, size, self._rng)
+        seconds = np.maximum(np.where(proven, again[0], first[0]), 1e-9)
+        overhead = np.where(proven, again[1], first[1])
+        keys = [k for k in self.outstanding if self.dispatches[k].stage == 1]
+        jobs = [self.dispatches[k].partitions for k in keys]
+        arrivals = self._arrivals(keys, at, size)
+        held = [self._idle[w] for w in workers]
+        best: Spread | None = None
+        best_cost, best_late = math.inf, at
+        for redundancy in range(self.options.max_stage_two_redundancy + 1):
+            spread = spread_missing(
+                missing, held, np.median(seconds, 0), np.median(overhead, 0), redundancy
+            )
+            if spread is None:
+                break
+            load = np.array([len(row) for row, _ in spread.rows])
+            done = np.where(load > 0, at + overhead + seconds * load, math.inf)
+            time = spread.completion(done, arrivals, jobs)
+            cost = self._cost(time, float(load.sum()))
+            if best is None or cost < best_cost:
+                best, best_cost = spread, cost
+                best_late = float(np.quantile(done[:, load > 0].max(axis=1), 0.9))
+        assert best is not None  # redundancy 0 always spreads: somebody holds something
+        self.stage_two_at = at if self.stage_two_at is None else self.stage_two_at
+        self.hungry = len(best.covered) < len(missing)
+        self._wake_at = at + _PATIENCE * (best_late - at)
+        return [
+            self._dispatch(worker, 2, row, coefficients, at)
+            for worker, (row, coefficients) in zip(workers, best.rows, strict=True)
+            if row
+        ]

@@ -1,0 +1,441 @@
+"""What the server remembers of completion times, and what it expects from them.
+
+Every reply leaves one record: how many partitions the worker had, how long it computed,
+how long the reply took in all. A worker's typical time is the median of its records,
+drawn towards the fleet's median while there are few of them; the spread around it
+(noise, stragglers) is pooled over the fleet as the ratio of each record to its worker's
+typical time. Expectations are formed by resampling those ratios (the bootstrap), so no
+distribution of delays is assumed. It takes the place of the history of past rounds that
+TSDCFL (arXiv:2205.07939, section III) predicts its workers from.
+
+The object holds no clock: times are seconds that the caller measured, real or virtual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flower_ext.errors import InvalidInputError
+
+__all__ = ["CompletionHistory"]
+
+Floats = NDArray[np.float64]
+
+# The fleet before any record: ratios to the typical time of a mildly noisy worker, one
+# in sixteen of them a straggler. Four real records replace one of these.
+_PRIOR_RATIOS = np.array(
+    [
+        "10",
+        ".85",
+        "1.5",
+        ".92",
+        "1.3",
+        ".97",
+        "1.2",
+        "1",
+        "1.15",
+        ".8",
+        "1.1",
+        ".9",
+        "1.06",
+        ".95",
+        "1.03",
+        "1",
+    ],
+    dtype=float,
+)
+_PRIOR_STEADY = _PRIOR_RATIOS[1:]
+_SLOW = 2.0  # a worker beyond this multiple of its typical time is slow for the round
+_UNFINISHED = 2.0  # a job unfinished so far is expected to take twice as long in all
+_OWN = 8.0  # a worker's own ratios outweigh the fleet's after this many records
+_FRESH, _AGAIN, _CENSORED = range(3)
+
+
+class _Record(NamedTuple):
+    """One job: `reference` is what one partition was expected to take by then."""
+
+    server_round: int
+    kind: int
+    seconds: float
+    overhead: float
+    reference: float
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The records as arrays, rebuilt when enough new ones have come."""
+
+    index: dict[int, int]
+    seconds: Floats  # (workers,) typical seconds per partition
+    overhead: Floats  # (workers,) typical overhead
+    own: Floats  # (workers, window) own ratios, the first `count` of each row
+    count: NDArray[np.int64]  # (workers,)
+    ratios: Floats  # sorted pool of compute ratios
+    overhead_ratios: Floats
+    again: Floats  # sorted pool of second-job ratios
+    fleet_seconds: float
+    fleet_overhead: float
+
+
+class CompletionHistory:
+    """Completion times of a federation's workers, for planning rounds.
+
+    Parameters
+    ----------
+    window : int (default: 32)
+        Records kept per worker, at least 1.
+    max_age : int (default: 200)
+        Records older than this many rounds are forgotten, so that a worker that was
+        slow once is tried again. At least 1.
+    prior_weight : int (default: 2)
+        Number of imagined records at the fleet's median that each worker starts with,
+        at least 0. Two of them let no single bad round brand a worker.
+    max_workers : int (default: 20000)
+        The least recently heard workers are forgotten beyond this number, at least 1.
+
+    Raises
+    ------
+    InvalidInputError
+        If a parameter is out of range.
+
+    Examples
+    --------
+    >>> history = CompletionHistory(prior_weight=0)
+    >>> history.completed(7, server_round=1, load=2, compute_seconds=3.0, elapsed=3.5)
+    >>> seconds, overhead = history.typical([7], server_round=2)
+    >>> seconds.tolist(), overhead.tolist()
+    ([1.5], [0.5])
+    """
+
+    def __init__(
+        self,
+        window: int = 32,
+        max_age: int = 200,
+        prior_weight: int = 2,
+        max_workers: int = 20_000,
+    ) -> None:
+        for name, value, least in (
+            ("window", window, 1),
+            ("max_age", max_age, 1),
+            ("prior_weight", prior_weight, 0),
+            ("max_workers", max_workers, 1),
+        ):
+            if value < least:
+                raise InvalidInputError(
+                    f"{name} must be at least {least}, got {value}."
+                )
+        self.window = window
+        self.max_age = max_age
+        self.prior_weight = prior_weight
+        self.max_workers = max_workers
+        self._workers: dict[int, list[_Record]] = {}
+        self._cache: _Tables | None = None
+        self._new_records = 0
+        self._round = 0
+
+    def __len__(self) -> int:
+        """Return the number of workers with at least one record."""
+        return len(self._workers)
+
+    def completed(
+        self,
+        worker: int,
+        server_round: int,
+        load: int,
+        compute_seconds: float,
+        elapsed: float,
+    ) -> None:
+        """Record a reply, on time or late; it replaces a censored record of its round.
+
+        Parameters
+        ----------
+        worker : int
+            Who replied.
+        server_round : int
+            The round that the job belonged to, from 1.
+        load : int
+            Partitions in the job, at least 1.
+        compute_seconds : float
+            Time the worker spent computing all of them, seconds, at least 0.
+        elapsed : float
+            Time from dispatch to reply, seconds; what exceeds `compute_seconds` is
+            overhead.
+
+        Raises
+        ------
+        InvalidInputError
+            If a value is out of range or not finite.
+        """
+        if load < 1 or not 0 <= compute_seconds < np.inf or not 0 <= elapsed < np.inf:
+            raise InvalidInputError(
+                "A completion needs load >= 1 and finite times >= 0, got "
+                f"load={load}, compute_seconds={compute_seconds}, elapsed={elapsed}."
+            )
+        compute_seconds = min(compute_seconds, elapsed)
+        records = [
+            r
+            for r in self._workers.get(worker, [])
+            if r.server_round != server_round or r.kind != _CENSORED
+        ]
+        again = any(r.server_round == server_round for r in records)
+        reference = self.typical([worker], server_round)[0][0] if again else 0.0
+        self._store(
+            worker,
+            records,
+            _Record(
+                server_round,
+                _AGAIN if again else _FRESH,
+                compute_seconds / load,
+                elapsed - compute_seconds,
+                float(reference),
+            ),
+        )
+
+    def censored(
+        self, worker: int, server_round: int, load: int, elapsed: float
+    ) -> None:
+        """Record that a job was unfinished after `elapsed` seconds.
+
+        Until its reply (if any) tells the truth through :meth:`completed`, the job
+        counts as one that takes twice as long.
+
+        Raises
+        ------
+        InvalidInputError
+            If `load` is below 1, or `elapsed` negative or not finite.
+        """
+        if load < 1 or not 0 <= elapsed < np.inf:
+            raise InvalidInputError(
+                "A censored record needs load >= 1 and a finite time >= 0, got "
+                f"load={load}, elapsed={elapsed}."
+            )
+        overhead = float(self.typical([worker], server_round)[1][0])
+        if elapsed <= overhead:  # it need not even have begun: nothing learnt
+            return
+        seconds = (_UNFINISHED * elapsed - overhead) / load
+        records = self._workers.get(worker, [])
+        self._store(
+            worker,
+            [
+                r
+                for r in records
+                if (r.server_round, r.kind) != (server_round, _CENSORED)
+            ],
+            _Record(server_round, _CENSORED, seconds, overhead, 0.0),
+        )
+
+    def typical(
+        self, workers: Sequence[int], server_round: int
+    ) -> tuple[Floats, Floats]:
+        """Return what one partition and one reply typically take, per worker.
+
+        A worker whose reply of this very round was slow beyond twice its typical time
+        is taken to stay slow for the round.
+
+        Parameters
+        ----------
+        workers : Sequence[int]
+            Worker ids, known or not.
+        server_round : int
+            The round being planned.
+
+        Returns
+        -------
+        tuple[ndarray, ndarray]
+            Seconds per partition and seconds of overhead, each of shape (workers,).
+            With no record of anybody, one second and none.
+        """
+        tables = self._tables()
+        rows = np.array([tables.index.get(w, -1) for w in workers], dtype=np.int64)
+        known = rows >= 0
+        seconds = np.full(len(workers), tables.fleet_seconds)
+        overhead = np.full(len(workers), tables.fleet_overhead)
+        seconds[known] = tables.seconds[rows[known]]
+        overhead[known] = tables.overhead[rows[known]]
+        for i, worker in enumerate(workers):
+            records = self._workers.get(worker)
+            if records and records[-1].server_round == server_round:
+                latest = records[-1].seconds
+                if latest > _SLOW * seconds[i]:
+                    seconds[i] = latest
+        return seconds, overhead
+
+    def sample(
+        self,
+        workers: Sequence[int],
+        server_round: int,
+        size: int,
+        rng: np.random.Generator,
+    ) -> tuple[Floats, Floats]:
+        """Draw the times of a first job in this round, by resampling the records.
+
+        Parameters
+        ----------
+        workers : Sequence[int]
+            Worker ids.
+        server_round : int
+            The round being planned.
+        size : int
+            Number of scenarios.
+        rng : numpy.random.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        tuple[ndarray, ndarray]
+            Seconds per partition and overhead, each of shape (size, workers).
+        """
+        tables = self._tables()
+        seconds, overhead = self.typical(workers, server_round)
+        shape = (size, len(workers))
+        ratio = rng.choice(tables.ratios, shape)
+        rows = np.array([tables.index.get(w, -1) for w in workers], dtype=np.int64)
+        count = np.where(rows >= 0, tables.count[rows], 0) if len(tables.count) else 0
+        own = rng.random(shape) * (count + _OWN) < count
+        if np.any(own):
+            pick = (rng.random(shape) * count).astype(np.int64)
+            ratio = np.where(own, tables.own[rows[None, :], pick], ratio)
+        return seconds * ratio, overhead * rng.choice(tables.overhead_ratios, shape)
+
+    def sample_again(
+        self,
+        workers: Sequence[int],
+        server_round: int,
+        size: int,
+        rng: np.random.Generator,
+    ) -> tuple[Floats, Floats]:
+        """Draw the times of a second job for workers that have replied this round.
+
+        As :meth:`sample`, from the ratios of second jobs to what was expected of them
+        after the first: whether slowness persists in a round is learnt, not assumed.
+        """
+        tables = self._tables()
+        seconds, overhead = self.typical(workers, server_round)
+        shape = (size, len(workers))
+        return (
+            seconds * rng.choice(tables.again, shape),
+            overhead * rng.choice(tables.overhead_ratios, shape),
+        )
+
+    def sample_unfinished(
+        self,
+        workers: Sequence[int],
+        server_round: int,
+        loads: Sequence[int],
+        elapsed: Floats,
+        size: int,
+        rng: np.random.Generator,
+    ) -> Floats:
+        """Draw how long jobs will have taken, given that they are not back yet.
+
+        Parameters
+        ----------
+        workers, server_round, size, rng
+            As in :meth:`sample`.
+        loads : Sequence[int]
+            Partitions of each job.
+        elapsed : ndarray of shape (workers,)
+            Seconds since each job was dispatched.
+
+        Returns
+        -------
+        ndarray of shape (size, workers)
+            Total durations in seconds, each above `elapsed`.
+        """
+        tables = self._tables()
+        seconds, overhead = self.typical(workers, server_round)
+        work = np.maximum(seconds * np.asarray(loads), 1e-12)
+        drawn = overhead * rng.choice(tables.overhead_ratios, (size, len(workers)))
+        least = (elapsed - drawn) / work
+        pool = tables.ratios
+        below = np.searchsorted(pool, least, side="right")
+        pick = below + rng.random(least.shape) * (len(pool) - below)
+        ratio = pool[np.minimum(pick.astype(np.int64), len(pool) - 1)]
+        # Beyond anything on record: as long again, on the median (Pareto, alpha 1).
+        tail = least / np.maximum(rng.random(least.shape), 0.05)
+        ratio = np.where(below >= len(pool), tail, ratio)
+        durations: Floats = np.maximum(drawn + work * ratio, elapsed * (1 + 1e-9))
+        return durations
+
+    def _store(self, worker: int, records: list[_Record], record: _Record) -> None:
+        """Add a record and keep the bounds on memory."""
+        self._round = max(self._round, record.server_round)
+        self._workers.pop(worker, None)
+        self._workers[worker] = [*records, record][-self.window :]
+        self._new_records += 1
+        while len(self._workers) > self.max_workers:
+            self._workers.pop(next(iter(self._workers)))
+
+    def _tables(self) -> _Tables:
+        """Return the records as arrays, at most a tenth of them out of date."""
+        if self._cache is None or self._new_records > 0.1 * self._cache.count.sum():
+            self._cache = self._build()
+            self._new_records = 0
+        return self._cache
+
+    def _build(self) -> _Tables:
+        """Turn the records into arrays."""
+        oldest = self._round - self.max_age
+        recent: dict[int, list[_Record]] = {}
+        for worker, records in self._workers.items():
+            kept = [r for r in records if r.server_round > oldest]
+            if kept:
+                recent[worker] = kept
+        self._workers = recent
+        own_seconds = np.array(
+            [np.median([r.seconds for r in records]) for records in recent.values()]
+        )
+        own_overhead = np.array(
+            [np.median([r.overhead for r in records]) for records in recent.values()]
+        )
+        fleet_seconds = float(np.median(own_seconds)) if recent else 1.0
+        fleet_overhead = float(np.median(own_overhead)) if recent else 0.0
+        imagined = [fleet_seconds] * self.prior_weight
+        seconds = np.array(
+            [
+                np.median([r.seconds for r in records] + imagined)
+                for records in recent.values()
+            ]
+        )
+        own = np.ones((len(recent), self.window))
+        count = np.zeros(len(recent), dtype=np.int64)
+        overhead_ratios: list[float] = []
+        again: list[float] = []
+        for i, records in enumerate(recent.values()):
+            fresh = [r.seconds for r in records if r.kind != _AGAIN]
+            count[i] = len(fresh)
+            if seconds[i] > 0:
+                own[i, : len(fresh)] = np.array(fresh) / seconds[i]
+            if own_overhead[i] > 0:
+                overhead_ratios.extend(
+                    r.overhead / own_overhead[i] for r in records if r.kind != _CENSORED
+                )
+            again.extend(
+                r.seconds / r.reference
+                for r in records
+                if r.kind == _AGAIN and r.reference > 0
+            )
+        fresh_ratios = own[np.arange(self.window) < count[:, None]]
+        return _Tables(
+            index={worker: i for i, worker in enumerate(recent)},
+            seconds=seconds,
+            overhead=own_overhead,
+            own=own,
+            count=count,
+            ratios=_with_prior(fresh_ratios, _PRIOR_RATIOS),
+            overhead_ratios=_with_prior(np.array(overhead_ratios), _PRIOR_STEADY),
+            again=_with_prior(np.array(again), _PRIOR_STEADY),
+            fleet_seconds=fleet_seconds,
+            fleet_overhead=fleet_overhead,
+        )
+
+
+def _with_prior(real: Floats, prior: Floats) -> Floats:
+    """Return real ratios and what is left of the prior, sorted."""
+    left = max(0, len(prior) - len(real) // 4)
+    return np.sort(np.concatenate([real, prior[len(prior) - left :]]))
