@@ -1,1 +1,28 @@
-"""."""
+"""The client side of flower-ext: apps, mods and the delays to test them under."""
+
+from flower_ext.clients.client_app import CodedClientApp
+from flower_ext.clients.mod import CodedMod, coded_mod
+from flower_ext.clients.partition_task import PartitionTask, current_partition_task
+from flower_ext.clients.straggler import straggler_mod
+
+from flower_ext.network import (
+    BernoulliSlowdown,
+    DelayModel,
+    RecordedDelays,
+    ShiftedExponential,
+    SpeedProfile,
+)
+
+__all__ = [
+    "BernoulliSlowdown",
+    "CodedClientApp",
+    "CodedMod",
+    "DelayModel",
+    "PartitionTask",
+    "RecordedDelays",
+    "ShiftedExponential",
+    "SpeedProfile",
+    "coded_mod",
+    "current_partition_task",
+    "straggler_mod",
+]

@@ -1,0 +1,29 @@
+"""Every partition, round and run has generators of its own, and always the same."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from flower_ext.clients.seeding import seed_partition
+
+from flower_ext.errors import InvalidInputError
+
+
+def draws(*key: int) -> tuple[float, float, float]:
+    seed_partition(*key)
+    drawn_by_numpy = np.random.random()  # noqa: NPY002
+    return random.random(), drawn_by_numpy, torch.rand(1).item()
+
+
+def test_draws_are_a_function_of_the_key():
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**63 - 1, 10**6, 10**4)]
+    first = {key: draws(*key) for key in keys}
+    assert {key: draws(*key) for key in reversed(keys)} == first
+    assert len({value for drawn in first.values() for value in drawn}) == 15
+
+
+@pytest.mark.parametrize("key", [(-1, 0, 0), (0, -1, 0), (0, 0, -1)])
+def test_negative_numbers_are_named(key):
+    with pytest.raises(InvalidInputError, match=r"at least 0, got .*-1"):
+        seed_partition(*key)
