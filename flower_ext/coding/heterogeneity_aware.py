@@ -27,6 +27,11 @@ class HeterogeneityAware(GradientCode):
     The longest time ``load / speed`` is as short as whole partitions and the holdings
     allow. A worker that is too slow to help, or holds nothing, has a row of zeros.
 
+    Replies in float32 lose less than 1e-5 of the update when neighbours on a ring or in
+    a group hold the same partitions, or everyone holds everything. Holdings scattered
+    at random over fifty workers and five stragglers can lose more than 1e-3: nearly
+    every two workers then share a partition, and need coefficients of their own.
+
     Parameters
     ----------
     holdings : sequence over workers of iterables of int
