@@ -4,7 +4,6 @@ from flower_ext.clients.client_app import CodedClientApp
 from flower_ext.clients.mod import CodedMod, coded_mod
 from flower_ext.clients.partition_task import PartitionTask, current_partition_task
 from flower_ext.clients.straggler import straggler_mod
-
 from flower_ext.network import (
     BernoulliSlowdown,
     DelayModel,

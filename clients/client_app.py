@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flower_ext.clients.holdings import Declaration
-from flower_ext.clients.mod import CodedMod, coded_mod
 from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import DEFAULT_ACTION
 from flwr.clientapp.mod import LocalDpMod
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from flower_ext.clients.holdings import Declaration
+from flower_ext.clients.mod import CodedMod, coded_mod
 from flower_ext.errors import InvalidInputError
 
 __all__ = ["CodedClientApp"]

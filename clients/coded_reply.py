@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from flower_ext.clients.combination import CodedCombination
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
+from flower_ext.clients.combination import CodedCombination
 from flower_ext.coding.assignment import Assignment
 from flower_ext.coding.reply import MetricValue, ReplySummary, examples_from_metrics
 from flower_ext.errors import InvalidInputError

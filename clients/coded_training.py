@@ -10,16 +10,6 @@ from __future__ import annotations
 import copy
 import time
 
-from flower_ext.clients.coded_reply import CodedReply
-from flower_ext.clients.configs import (
-    own_partition,
-    run_seed,
-    server_round_of,
-    worker_of,
-)
-from flower_ext.clients.partition_task import PartitionTask, partition_task
-from flower_ext.clients.seeding import seed_partition
-from flower_ext.clients.state_watch import StateWatch
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -31,6 +21,16 @@ from flwr.app import (
 from flwr.app.message import make_message
 from flwr.clientapp.typing import ClientAppCallable
 
+from flower_ext.clients.coded_reply import CodedReply
+from flower_ext.clients.configs import (
+    own_partition,
+    run_seed,
+    server_round_of,
+    worker_of,
+)
+from flower_ext.clients.partition_task import PartitionTask, partition_task
+from flower_ext.clients.seeding import seed_partition
+from flower_ext.clients.state_watch import StateWatch
 from flower_ext.coding.assignment import REPLY_PREFIX, Assignment
 
 __all__ = ["VIRTUAL_SECONDS", "train_assigned", "train_own"]
@@ -66,13 +66,14 @@ def train_assigned(
         If the train function's replies cannot be combined.
     """
     reply = CodedReply(assignment, msg.content)
+    seed = run_seed(ctxt) if assignment.seed is None else assignment.seed
     upload_seconds = 0.0
     for partition in assignment.partitions:
         task = PartitionTask(
             server_round=assignment.server_round,
             partition=partition,
             worker=worker_of(ctxt),
-            seed=assignment.seed,
+            seed=seed,
             virtual=assignment.virtual,
         )
         partition_ctxt = copy.copy(ctxt)

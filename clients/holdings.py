@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from flower_ext.clients.configs import own_partition
 from flwr.app import ConfigRecord, Context
 
+from flower_ext.clients.configs import own_partition
 from flower_ext.errors import InvalidInputError
 
 __all__ = ["Declaration", "Holdings", "PartitionSpec", "parse_partitions"]

@@ -6,12 +6,12 @@ holdings requests, trains what an assignment names and passes everything else on
 
 from __future__ import annotations
 
-from flower_ext.clients.coded_training import train_assigned, train_own
-from flower_ext.clients.holdings import Declaration, Holdings, parse_partitions
-from flower_ext.clients.partition_task import current_partition_task
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
+from flower_ext.clients.coded_training import train_assigned, train_own
+from flower_ext.clients.holdings import Declaration, Holdings, parse_partitions
+from flower_ext.clients.partition_task import current_partition_task
 from flower_ext.coding.assignment import ASSIGNMENT_KEY, HOLDINGS_KEY, Assignment
 from flower_ext.errors import InvalidInputError
 

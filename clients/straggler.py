@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 
-from flower_ext.clients.configs import server_round_of, worker_of
-from flower_ext.clients.partition_task import current_partition_task
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from flower_ext.clients.configs import server_round_of, worker_of
+from flower_ext.clients.partition_task import current_partition_task
 from flower_ext.errors import InvalidInputError
 from flower_ext.network import DelayModel
 

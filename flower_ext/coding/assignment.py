@@ -70,8 +70,9 @@ class Assignment:
         Number of partitions in the federation, K.
     server_round : int
         The round, starting from 1.
-    seed : int
-        The run seed that partition seeds are derived from, at least 0.
+    seed : int, optional
+        The run seed that partition seeds are derived from, at least 0; None leaves it
+        to the client's run-config.
     stage : int (default: 1)
         1 or 2.
     virtual : bool (default: False)
@@ -95,7 +96,7 @@ class Assignment:
     coefficients: tuple[float, ...]
     num_partitions: int
     server_round: int
-    seed: int
+    seed: int | None = None
     stage: int = 1
     virtual: bool = False
     weighted_by_key: str = "num-examples"
@@ -121,7 +122,7 @@ class Assignment:
             raise InvalidInputError(
                 f"Coefficients must be finite and non-zero, got {self.coefficients}."
             )
-        if self.stage not in (1, 2) or self.seed < 0:
+        if self.stage not in (1, 2) or (self.seed is not None and self.seed < 0):
             raise InvalidInputError(
                 "An assignment's stage is 1 or 2 and its seed at least 0, "
                 f"got stage {self.stage} and seed {self.seed}."
@@ -129,16 +130,18 @@ class Assignment:
 
     def to_config(self) -> dict[str, ConfigValue]:
         """Return the fields as plain values that a ``ConfigRecord`` can hold."""
-        return {
-            "partitions": list(self.partitions),
-            "coefficients": list(self.coefficients),
+        values: dict[str, ConfigValue] = {
+            "partitions": [int(p) for p in self.partitions],
+            "coefficients": [float(c) for c in self.coefficients],
             "num-partitions": self.num_partitions,
             "server-round": self.server_round,
-            "seed": self.seed,
             "stage": self.stage,
             "virtual": self.virtual,
             "weighted-by-key": self.weighted_by_key,
         }
+        if self.seed is not None:
+            values["seed"] = self.seed
+        return values
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> Assignment:
@@ -161,7 +164,7 @@ class Assignment:
                 coefficients=tuple(float(c) for c in coefficients),
                 num_partitions=int(config["num-partitions"]),  # type: ignore[call-overload]
                 server_round=int(config["server-round"]),  # type: ignore[call-overload]
-                seed=int(config["seed"]),  # type: ignore[call-overload]
+                seed=int(config["seed"]) if "seed" in config else None,  # type: ignore[call-overload]
                 stage=int(config["stage"]),  # type: ignore[call-overload]
                 virtual=bool(config["virtual"]),
                 weighted_by_key=str(config["weighted-by-key"]),

@@ -20,7 +20,10 @@ from flower_ext.coding.incremental import IncrementalDecoder
 from flower_ext.errors import InvalidInputError
 from flower_ext.scheduling.history import CompletionHistory
 
-__all__ = ["Dispatch", "Outcome", "RoundPlan"]
+__all__ = ["LEAST_DEADLINE", "Dispatch", "Outcome", "RoundPlan"]
+
+LEAST_DEADLINE = 10.0
+"""Seconds below which no deadline is derived: a partial round is worse than a wait."""
 
 
 @dataclass(frozen=True)

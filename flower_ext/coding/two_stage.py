@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from flower_ext.coding.allocation import allocate
 from flower_ext.coding.forecast import completion_if_stopped
-from flower_ext.coding.plan import Dispatch, RoundPlan
+from flower_ext.coding.plan import LEAST_DEADLINE, Dispatch, RoundPlan
 from flower_ext.coding.spread import Spread, spread_missing
 from flower_ext.errors import InvalidInputError
 from flower_ext.scheduling.history import CompletionHistory
@@ -34,7 +34,6 @@ _MOST_SCENARIOS, _FEWEST_SCENARIOS = 128, 16
 _REVISE = 0.8  # T₁ is revised when the jobs outstanding have shrunk by this factor
 _PATIENCE = 1.5  # stage two is looked after this much later than 90 % predicts
 _COLD_PATIENCE = 3.0  # without history, act this many times later than the last reply
-_LEAST_DEADLINE = 10.0  # seconds; a partial round is worse than a short wait
 
 
 @dataclass(frozen=True)
@@ -266,14 +265,14 @@ class TwoStagePlan(RoundPlan):
             return True
         self._look_again = _COLD_PATIENCE * at
         self._wake_at = self._look_again
-        self._deadline = max(_LEAST_DEADLINE, 20.0 * at)
+        self._deadline = max(LEAST_DEADLINE, 20.0 * at)
         return False
 
     def _extend_deadline(self, completion: float, arrivals: Floats) -> None:
         """Set the deadline far beyond the expected end and most of the stragglers."""
         expected = completion if math.isfinite(completion) else 0.0
         late = float(np.quantile(arrivals, 0.99)) if arrivals.size else 0.0
-        deadline = max(_LEAST_DEADLINE, 10.0 * expected, 2.0 * late)
+        deadline = max(LEAST_DEADLINE, 10.0 * expected, 2.0 * late)
         known = 0.0 if math.isinf(self._deadline) else self._deadline
         self._deadline = max(known, deadline)
 

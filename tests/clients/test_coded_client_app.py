@@ -5,13 +5,6 @@ import random
 
 import numpy as np
 import pytest
-from flower_ext.clients import (
-    CodedClientApp,
-    CodedMod,
-    coded_mod,
-    current_partition_task,
-)
-from flower_ext.clients.state_watch import StateWatch
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -24,6 +17,13 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 
+from flower_ext.clients import (
+    CodedClientApp,
+    CodedMod,
+    coded_mod,
+    current_partition_task,
+)
+from flower_ext.clients.state_watch import StateWatch
 from flower_ext.errors import InvalidInputError
 
 

@@ -5,12 +5,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from flower_ext.clients import CodedClientApp
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from sklearn.datasets import load_digits
 
+from flower_ext.clients import CodedClientApp
 from flower_ext.coding.assignment import ASSIGNMENT_KEY, Assignment
 from flower_ext.coding.payload import apply_update
 from flower_ext.coding.reply import ReplySummary

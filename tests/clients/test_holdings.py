@@ -1,11 +1,11 @@
 """Holdings are declared, parsed and answered for; nothing is assumed."""
 
 import pytest
-from flower_ext.clients import CodedClientApp, CodedMod
-from flower_ext.clients.holdings import parse_partitions
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 
+from flower_ext.clients import CodedClientApp, CodedMod
+from flower_ext.clients.holdings import parse_partitions
 from flower_ext.coding.assignment import HOLDINGS_KEY
 from flower_ext.errors import InvalidInputError
 

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from flower_ext.clients.seeding import seed_partition
 
+from flower_ext.clients.seeding import seed_partition
 from flower_ext.errors import InvalidInputError
 
 

@@ -4,6 +4,9 @@ import time
 
 import numpy as np
 import pytest
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
 from flower_ext.clients import (
     CodedClientApp,
     PartitionTask,
@@ -11,9 +14,6 @@ from flower_ext.clients import (
     SpeedProfile,
     straggler_mod,
 )
-from flwr.app import ArrayRecord, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-
 from flower_ext.errors import InvalidInputError
 
 DELAYS = SpeedProfile((1.0, 2.0, 4.0), upload=8.0)

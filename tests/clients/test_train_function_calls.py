@@ -4,9 +4,9 @@ import random
 
 import numpy as np
 import torch
-from flower_ext.clients import CodedClientApp
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
+from flower_ext.clients import CodedClientApp
 from flower_ext.coding.assignment import ASSIGNMENT_KEY
 from flower_ext.coding.payload import apply_update
 

@@ -1,0 +1,176 @@
+"""The classical coded round: one code over all idle workers, and then waiting.
+
+Gradient coding as Tandon et al. 2017 (arXiv:1612.03301) have it: every worker is given
+its row at once, and the round ends with the first set of replies that decodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flower_ext.coding.cyclic import CyclicRepetition
+from flower_ext.coding.fractional import FractionalRepetition
+from flower_ext.coding.heterogeneity_aware import HeterogeneityAware
+from flower_ext.coding.plan import LEAST_DEADLINE, Dispatch, RoundPlan
+from flower_ext.coding.uncoded import Uncoded
+from flower_ext.errors import InvalidInputError
+from flower_ext.scheduling.history import CompletionHistory
+
+__all__ = ["CODE_FAMILIES", "SingleStagePlan"]
+
+Floats = NDArray[np.float64]
+
+CODE_FAMILIES = ("cyclic", "fractional", "heterogeneity-aware", "uncoded")
+
+
+class SingleStagePlan(RoundPlan):
+    """One round under a one-stage gradient code.
+
+    The cyclic, fractional and uncoded codes have as many columns as workers; each
+    column is then a block of neighbouring partitions.
+
+    Parameters
+    ----------
+    partitions, idle, history, server_round, deadline
+        As in :class:`~flower_ext.coding.plan.RoundPlan`.
+    family : str
+        One of ``"cyclic"``, ``"fractional"``, ``"heterogeneity-aware"`` and
+        ``"uncoded"``.
+    stragglers : int (default: 1)
+        How many workers may stay silent; without meaning for ``"uncoded"``.
+    ignore_stragglers : int (default: 0)
+        End the round when all but this many workers have replied, with whatever
+        their replies give: fast, but the update then lacks partitions.
+
+    Raises
+    ------
+    InvalidInputError
+        If the family is unknown, a number is out of range, or a worker does not hold
+        what its row asks for.
+
+    Examples
+    --------
+    >>> held = {w: range(3) for w in (10, 11, 12)}
+    >>> plan = SingleStagePlan(range(3), held, CompletionHistory(), 1, family="cyclic")
+    >>> [(d.worker, d.partitions) for d in plan.start()]
+    [(10, (0, 1)), (11, (1, 2)), (12, (0, 2))]
+    """
+
+    def __init__(
+        self,
+        partitions: Sequence[int],
+        idle: Mapping[int, Collection[int]],
+        history: CompletionHistory,
+        server_round: int,
+        deadline: float | None = None,
+        family: str = "cyclic",
+        stragglers: int = 1,
+        ignore_stragglers: int = 0,
+    ) -> None:
+        super().__init__(partitions, idle, history, server_round, deadline)
+        if family not in CODE_FAMILIES:
+            raise InvalidInputError(
+                f"Unknown code {family!r}: choose one of {', '.join(CODE_FAMILIES)}."
+            )
+        if stragglers < 0 or ignore_stragglers < 0:
+            raise InvalidInputError(
+                "stragglers and ignore_stragglers must be at least 0, "
+                f"got {stragglers} and {ignore_stragglers}."
+            )
+        self.family = family
+        self.stragglers = 0 if family == "uncoded" else stragglers
+        self.ignore_stragglers = ignore_stragglers
+        self._deadline = math.inf
+
+    @property
+    def wake_at(self) -> float:
+        """Never: there is no second stage."""
+        return math.inf
+
+    @property
+    def deadline(self) -> float:
+        """The given deadline, else one derived from the history."""
+        given = self._given_deadline
+        return self._deadline if given is None else given
+
+    def start(self) -> list[Dispatch]:
+        """Give every idle worker its row."""
+        return self._launch(0.0)
+
+    def wake(self, at: float) -> list[Dispatch]:
+        """Do nothing: there is no second stage."""
+        return []
+
+    def finished(self, at: float) -> bool:
+        """Return whether there is nothing left to wait for at this time."""
+        enough = len(self.dispatches) - self.ignore_stragglers
+        return super().finished(at) or 0 < enough <= len(self.received)
+
+    def _freed(self, at: float) -> list[Dispatch]:
+        if not self.dispatches:
+            return self._launch(at)
+        if math.isinf(self._deadline) and self.received:
+            self._deadline = max(LEAST_DEADLINE, 20.0 * at)
+        return []
+
+    def _failed(self, at: float) -> list[Dispatch]:
+        return []
+
+    def _launch(self, at: float) -> list[Dispatch]:
+        workers = list(self._idle)
+        self.hungry = not workers
+        if not workers:
+            return []
+        seconds, overhead = self.history.typical(workers, self.server_round)
+        matrix = self._matrix(workers, np.maximum(seconds, 1e-9))
+        sent = []
+        for i in np.flatnonzero(matrix.any(axis=1)):
+            columns = np.flatnonzero(matrix[i])
+            row = [self.partitions[int(k)] for k in columns]
+            worker = workers[int(i)]
+            lacking = sorted(set(row) - set(self._idle[worker]))
+            if lacking:
+                raise InvalidInputError(
+                    f"The {self.family} code asks worker {worker} for partitions "
+                    f"{lacking}, which it does not hold. Replicate them, or use the "
+                    "heterogeneity-aware code, which keeps to the holdings."
+                )
+            sent.append(self._dispatch(worker, 1, row, matrix[i, columns].tolist(), at))
+        if len(self.history):
+            load = np.count_nonzero(matrix, axis=1)
+            expected = at + float(np.max(overhead + seconds * load))
+            self._deadline = max(LEAST_DEADLINE, 10.0 * expected)
+        return sent
+
+    def _matrix(self, workers: list[int], seconds: Floats) -> Floats:
+        """Build the encoding matrix, workers × partitions, rows of zeros allowed."""
+        if self.family == "heterogeneity-aware":
+            held = [
+                [self._column[p] for p in self._idle[w] if p in self._column]
+                for w in workers
+            ]
+            code = HeterogeneityAware(held, 1.0 / seconds, self.stragglers)
+            return code.matrix
+        count = len(workers)
+        if self.family == "fractional":
+            count -= count % (self.stragglers + 1)
+        if count <= self.stragglers:
+            raise InvalidInputError(
+                f"The {self.family} code for {self.stragglers} stragglers needs more "
+                f"than {self.stragglers} idle workers, got {len(workers)}."
+            )
+        if self.family == "uncoded":
+            blocks = Uncoded(count).matrix
+        elif self.family == "cyclic":
+            blocks = CyclicRepetition(count, self.stragglers).matrix
+        else:
+            blocks = FractionalRepetition(count, self.stragglers).matrix
+        fastest = sorted(range(len(workers)), key=lambda i: (seconds[i], i))[:count]
+        edges = np.linspace(0, len(self.partitions), count + 1).round().astype(int)
+        matrix = np.zeros((len(workers), len(self.partitions)))
+        matrix[sorted(fastest)] = np.repeat(blocks, np.diff(edges), axis=1)
+        return matrix
