@@ -31,7 +31,18 @@ HOLDINGS_KEY = "flower-ext.holdings"
 REPLY_PREFIX = "flower-ext."
 """Prefix of the keys that a coded reply adds to its ``MetricRecord``."""
 
-ConfigValue = int | float | str | bool | bytes | list[int] | list[float] | list[str]
+ConfigValue = (
+    int
+    | float
+    | str
+    | bytes
+    | bool
+    | list[int]
+    | list[float]
+    | list[str]
+    | list[bytes]
+    | list[bool]
+)
 
 
 def partition_metric_key(partition: int, name: str) -> str:

@@ -1,0 +1,184 @@
+"""Two clocks to run a federation by: the wall's, and a virtual one.
+
+On the wall clock replies arrive when they arrive. On the virtual clock every reply says
+how long it would have taken; all pushed messages are answered first, and the replies
+are then handed out in the order of their simulated completion times, so that a
+simulation of stragglers takes no longer than its computation and is the same for the
+same seed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from flwr.app import Message
+
+from flower_ext.coding.assignment import Assignment
+from flower_ext.coding.plan import Dispatch
+from flower_ext.strategies.poller import ReplyPoller
+
+__all__ = ["Arrival", "Arrivals", "Sent", "VirtualArrivals", "WallArrivals"]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message that was pushed and not answered yet.
+
+    Parameters
+    ----------
+    message_id : str
+        Flower's id of the message.
+    node_id : int
+        Its destination.
+    server_round : int
+        The round that it belongs to; 0 for a holdings request.
+    at : float
+        When it was pushed, seconds on the run's clock.
+    expires : float
+        When its TTL is over, seconds of ``time.monotonic()``.
+    dispatch : Dispatch, optional
+        The plan's dispatch, for a train message.
+    assignment : Assignment, optional
+        What it asks for, for a train message.
+    """
+
+    message_id: str
+    node_id: int
+    server_round: int
+    at: float
+    expires: float
+    dispatch: Dispatch | None = None
+    assignment: Assignment | None = None
+
+
+class Arrival(NamedTuple):
+    """A reply at the time it counts from."""
+
+    sent: Sent
+    message: Message
+    at: float
+
+
+class Arrivals(ABC):
+    """A clock, and the replies in the order in which they arrive by it."""
+
+    def __init__(self, poller: ReplyPoller) -> None:
+        self._poller = poller
+        self._sent: dict[str, Sent] = {}
+
+    def add(self, sent: list[Sent]) -> None:
+        """Expect the replies to pushed messages."""
+        self._sent.update((s.message_id, s) for s in sent)
+        self._poller.add(s.message_id for s in sent)
+
+    @property
+    @abstractmethod
+    def now(self) -> float:
+        """Seconds since the run began."""
+
+    @abstractmethod
+    def next(self, until: float) -> Arrival | None:
+        """Return the next reply, or None when it is `until` by the clock."""
+
+    def expired(self) -> list[Sent]:
+        """Return messages whose TTL is over, and expect their replies no more."""
+        now = time.monotonic()
+        over = [s for s in self._sent.values() if s.expires < now]
+        for sent in over:
+            del self._sent[sent.message_id]
+            self._poller.drop(sent.message_id)
+        return over
+
+    def _pull(self, timeout: float) -> tuple[Sent, Message] | None:
+        found = self._poller.get(timeout)
+        if found is None or found[0] not in self._sent:
+            return None
+        return self._sent.pop(found[0]), found[1]
+
+
+class WallArrivals(Arrivals):
+    """Replies by the wall clock."""
+
+    def __init__(self, poller: ReplyPoller) -> None:
+        super().__init__(poller)
+        self._start = time.monotonic()
+
+    @property
+    def now(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._start
+
+    def next(self, until: float) -> Arrival | None:
+        """Return the next reply, or None when it is `until` by the clock."""
+        found = self._pull(max(until - self.now, 0.0))
+        return None if found is None else Arrival(*found, self.now)
+
+
+class VirtualArrivals(Arrivals):
+    """Replies by their simulated completion times.
+
+    Parameters
+    ----------
+    poller : ReplyPoller
+        Where the replies really come from.
+    duration : Callable[[Sent, Message], float]
+        The simulated time that a reply reports, seconds.
+    timeout : float
+        Wall seconds that an answer may take; a message without one by then is never
+        answered.
+    """
+
+    def __init__(
+        self,
+        poller: ReplyPoller,
+        duration: Callable[[Sent, Message], float],
+        timeout: float,
+    ) -> None:
+        super().__init__(poller)
+        self._duration = duration
+        self._timeout = timeout
+        self._now = 0.0
+        self._order: dict[str, int] = {}
+        self._ready: list[tuple[float, int, Arrival]] = []
+        self._given_up: set[str] = set()
+
+    def add(self, sent: list[Sent]) -> None:
+        """Expect the replies to pushed messages."""
+        for s in sent:
+            self._order[s.message_id] = len(self._order)
+        super().add(sent)
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the run began."""
+        return self._now
+
+    def next(self, until: float) -> Arrival | None:
+        """Return the next reply, or None when it is `until` by the virtual clock."""
+        self._settle()
+        if self._ready and self._ready[0][0] <= until:
+            at, _, arrival = heapq.heappop(self._ready)
+            self._now = max(self._now, at)
+            return arrival._replace(at=self._now)
+        if until != float("inf"):
+            self._now = max(self._now, until)
+        return None
+
+    def _settle(self) -> None:
+        """Wait, on the wall clock, until every pushed message is answered."""
+        end = time.monotonic() + self._timeout
+        while self._sent.keys() - self._given_up:
+            found = self._pull(max(end - time.monotonic(), 0.0))
+            if found is None:
+                if time.monotonic() >= end:
+                    self._given_up = set(self._sent)
+                continue
+            sent, message = found
+            at = sent.at + self._duration(sent, message)
+            number = self._order.pop(sent.message_id)
+            heapq.heappush(self._ready, (at, number, Arrival(sent, message, at)))

@@ -1,0 +1,91 @@
+"""The new global arrays from coded replies, in one pass over their bytes.
+
+The arrays are walked in blocks that stay in the processor's cache: a block of some
+replies is read where Flower received it, widened to float64 and summed by one
+vector-matrix product, then added to the global arrays' block and written to the result.
+Beyond the replies and the result, only a few megabytes are held.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+
+from flower_ext.coding.payload import accumulation_dtype, apply_update
+from flower_ext.strategies.array_views import view
+
+__all__ = ["apply_replies"]
+
+_BLOCK = 1 << 15  # elements
+_ROWS = 32  # replies summed at once; rows x block in float64 are 8 MB
+_NUMPY = "numpy.ndarray"
+
+
+def apply_replies(
+    arrays: ArrayRecord,
+    replies: Sequence[tuple[ArrayRecord, float]],
+    examples: float,
+) -> ArrayRecord:
+    """Return the global arrays moved by the weighted mean of the replies.
+
+    Parameters
+    ----------
+    arrays : ArrayRecord
+        The global arrays that the round began with.
+    replies : Sequence[tuple[ArrayRecord, float]]
+        Coded replies Σ b_k n_k Δ_k and their decoding weights; checked before.
+    examples : float
+        Σ c_k n_k, what the weighted sum is divided by, positive.
+
+    Returns
+    -------
+    ArrayRecord
+        With the keys, shapes and dtypes of `arrays`.
+    """
+    moved = {}
+    for name, array in arrays.items():
+        received = view(name, array)
+        parts = [
+            (view(name, coded[name]), weight / examples) for coded, weight in replies
+        ]
+        moved[name] = _moved(received, parts)
+    return ArrayRecord(moved)
+
+
+def _moved(received: NDArray[Any], parts: list[tuple[NDArray[Any], float]]) -> Array:
+    """Return one array moved by its weighted parts."""
+    flat = received.reshape(-1)
+    flat_parts = [part.reshape(-1) for part, _ in parts]
+    weights = np.array([weight for _, weight in parts])
+    dtype = accumulation_dtype(received.dtype)
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer,
+        {
+            "descr": np.lib.format.dtype_to_descr(received.dtype),
+            "fortran_order": False,
+            "shape": received.shape,
+        },
+    )
+    rows = np.empty((min(_ROWS, len(parts)), min(_BLOCK, flat.size)), dtype)
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        update = np.zeros(block.size, dtype)
+        for first in range(0, len(parts), _ROWS):
+            group = flat_parts[first : first + _ROWS]
+            for row, part in zip(rows, group, strict=False):
+                row[: block.size] = part[start : start + _BLOCK]
+            wide = rows[: len(group), : block.size]
+            update += weights[first : first + _ROWS] @ wide
+        buffer.write(apply_update(block, update).data)
+    return Array(
+        dtype=str(received.dtype),
+        shape=tuple(received.shape),
+        stype=_NUMPY,
+        data=buffer.getvalue(),
+    )

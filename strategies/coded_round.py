@@ -1,0 +1,250 @@
+"""One round of coded training: a plan, driven over a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.supercore import log
+
+from flower_ext.coding.assignment import ASSIGNMENT_KEY, Assignment
+from flower_ext.coding.plan import Dispatch, Outcome, RoundPlan
+from flower_ext.errors import InvalidInputError
+from flower_ext.strategies.arrivals import Arrival, Sent
+from flower_ext.strategies.replies import CodedReply, accept_reply
+from flower_ext.strategies.staged_grid import StagedGrid
+
+__all__ = ["CodedRound", "RoundReplies"]
+
+
+class RoundReplies(list[Message]):
+    """The replies of a coded round, with the round that they belong to."""
+
+    def __init__(self, coded_round: CodedRound, replies: list[Message]) -> None:
+        super().__init__(replies)
+        self.coded_round = coded_round
+
+
+@dataclass
+class CodedRound:
+    """Drives a plan through a grid and keeps the replies it may decode from.
+
+    Parameters
+    ----------
+    plan : RoundPlan
+        The plan of the round.
+    arrays : ArrayRecord
+        The global arrays.
+    records : Mapping[str, ArrayRecord or ConfigRecord]
+        The records of a train message by name, as the user's app expects them.
+    num_partitions : int
+        Number of partitions in the federation.
+    seed : int, optional
+        The run seed sent with the assignments.
+    weighted_by_key : str
+        The metric that holds the number of examples.
+    """
+
+    plan: RoundPlan
+    arrays: ArrayRecord
+    records: Mapping[str, ArrayRecord | ConfigRecord]
+    num_partitions: int
+    seed: int | None
+    weighted_by_key: str
+    replies: dict[int, CodedReply] = field(default_factory=dict)
+    rejected: int = 0
+    failed: int = 0
+    late: int = 0
+    elapsed: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    outcome: Outcome | None = None
+
+    def run(self, grid: StagedGrid, timeout: float) -> RoundReplies:
+        """Drive the round to its end.
+
+        Parameters
+        ----------
+        grid : StagedGrid
+            Where to push and receive.
+        timeout : float
+            Seconds, by the grid's clock, after which the round ends in any case.
+
+        Returns
+        -------
+        RoundReplies
+            The messages of the replies that were accepted.
+        """
+        start, plan = grid.now, self.plan
+        limit = math.inf if grid.virtual else timeout
+        messages: list[Message] = []
+        self._push(grid, plan.start(), 0.0)
+        while True:
+            at = grid.now - start
+            if at >= min(limit, plan.deadline) or not self._worth_waiting(grid, at):
+                break
+            until = min(plan.wake_at, plan.deadline, limit)
+            arrival = grid.receive(start + until)
+            at = grid.now - start
+            for node_id in grid.gone():
+                plan.leave(node_id)
+            if arrival is not None:
+                self._take(grid, arrival, at, messages)
+            elif at >= plan.wake_at:
+                self._push(grid, plan.wake(at), at)
+            elif grid.virtual and until == math.inf:
+                break
+        self.elapsed = grid.now - start
+        for key, sent_at in plan.outstanding.items():
+            dispatch = plan.dispatches[key]
+            plan.history.censored(
+                dispatch.worker,
+                plan.server_round,
+                len(dispatch.partitions),
+                self.elapsed - sent_at,
+            )
+        self.outcome = plan.outcome()
+        return RoundReplies(self, messages)
+
+    def _worth_waiting(self, grid: StagedGrid, at: float) -> bool:
+        """Return whether the plan is unfinished, or a busy node may yet help it."""
+        if not self.plan.finished(at):
+            return True
+        if self.plan.decodable or not self.plan.hungry:
+            return False
+        return any(not node.idle for node in grid.fleet.nodes)
+
+    def _push(self, grid: StagedGrid, dispatches: list[Dispatch], at: float) -> None:
+        """Push a train message for each dispatch."""
+        if not dispatches:
+            return
+        # A worker that vanished between planning and pushing may cause new dispatches.
+        asked = [(d, self._assignment(d, grid.virtual)) for d in dispatches]
+        ttl = grid.ttl(self.plan.deadline)
+        messages = [
+            Message(
+                self._content(assignment),
+                dispatch.worker,
+                MessageType.TRAIN,
+                ttl=ttl,
+                group_id=str(self.plan.server_round),
+            )
+            for dispatch, assignment in asked
+        ]
+        sent = grid.push(messages, self.plan.server_round, ttl, asked)
+        for dispatch, pushed in zip(dispatches, sent, strict=True):
+            if pushed is None:
+                self.failed += 1
+                self._push(grid, self.plan.failure(dispatch.key, at), at)
+            else:
+                self.bytes_down += _size(self.arrays)
+
+    def _assignment(self, dispatch: Dispatch, virtual: bool) -> Assignment:
+        return Assignment(
+            partitions=dispatch.partitions,
+            coefficients=dispatch.coefficients,
+            num_partitions=self.num_partitions,
+            server_round=self.plan.server_round,
+            seed=self.seed,
+            stage=dispatch.stage,
+            virtual=virtual,
+            weighted_by_key=self.weighted_by_key,
+        )
+
+    def _content(self, assignment: Assignment) -> RecordDict:
+        """Return a message's content; config records are copied for each message."""
+        content = RecordDict()
+        for name, record in self.records.items():
+            if isinstance(record, ConfigRecord):
+                content[name] = ConfigRecord(dict(record))
+            else:
+                content[name] = record
+        content[ASSIGNMENT_KEY] = ConfigRecord(assignment.to_config())
+        return content
+
+    def _take(
+        self, grid: StagedGrid, arrival: Arrival, at: float, messages: list[Message]
+    ) -> None:
+        """Tell the plan of whatever has arrived, and push what it wants then."""
+        sent, message = arrival.sent, arrival.message
+        dispatch = sent.dispatch
+        ours = (
+            dispatch is not None
+            and sent.server_round == self.plan.server_round
+            and dispatch.key in self.plan.outstanding
+        )
+        if not ours or dispatch is None or sent.assignment is None:
+            if sent.assignment is not None:
+                self.late += 1
+                grid.note_late(arrival)
+            self._push(grid, self._freed(grid, sent, at), at)
+            return
+        reply = self._accepted(sent, message, sent.assignment)
+        if reply is None:
+            self._push(grid, self.plan.failure(dispatch.key, at), at)
+            return
+        self.replies[dispatch.key] = reply
+        messages.append(message)
+        compute_seconds = sum(reply[1].compute_seconds)
+        self._push(grid, self.plan.reply(dispatch.key, at, compute_seconds), at)
+
+    def _freed(self, grid: StagedGrid, sent: Sent, at: float) -> list[Dispatch]:
+        """Offer a node to the plan that has answered something else."""
+        if sent.node_id not in grid.fleet or not grid.fleet[sent.node_id].idle:
+            return []
+        node = grid.fleet[sent.node_id]
+        held = grid.fleet.holdings(node, self.num_partitions)
+        return self.plan.idle(sent.node_id, held, at)
+
+    def _accepted(
+        self, sent: Sent, message: Message, assignment: Assignment
+    ) -> CodedReply | None:
+        """Check a reply; log why if it is of no use."""
+        if message.has_error():
+            self.failed += 1
+            log(
+                WARNING,
+                "train: node %d failed on partitions %s (code %d): %s",
+                sent.node_id,
+                list(assignment.partitions),
+                message.error.code,
+                message.error.reason,
+            )
+            return None
+        self.bytes_up += sum(_size(r) for r in message.content.array_records.values())
+        try:
+            return accept_reply(message, assignment, self.arrays)
+        except InvalidInputError as error:
+            self.rejected += 1
+            log(
+                WARNING,
+                "train: the reply of node %d was rejected: %s",
+                sent.node_id,
+                error,
+            )
+            return None
+
+    def log_summary(self, coverage: float) -> None:
+        """Log how the round went, in one line."""
+        outcome = self.outcome
+        if outcome is None:
+            return
+        lost = self.rejected + self.failed
+        log(
+            INFO,
+            "train: %s after %.2f s, %d of %d replies used, redundancy %.2f%s",
+            "decoded" if outcome.exact else f"partial ({100 * coverage:.0f} % covered)",
+            self.elapsed,
+            len(outcome.weights),
+            len(self.plan.dispatches),
+            self.plan.work / len(self.plan.partitions),
+            f", {lost} lost" if lost else "",
+        )
+
+
+def _size(arrays: ArrayRecord) -> int:
+    """Return the bytes of an array record."""
+    return sum(len(array.data) for array in arrays.values())

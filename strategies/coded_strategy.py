@@ -1,0 +1,431 @@
+"""What the coded strategies share: FedAvg over partitions instead of nodes."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping
+from logging import INFO, WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result
+from flwr.supercore import log
+
+from flower_ext.coding.assignment import REPLY_PREFIX
+from flower_ext.coding.plan import RoundPlan
+from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.scheduling.history import CompletionHistory
+from flower_ext.strategies.averaging import apply_replies
+from flower_ext.strategies.coded_round import CodedRound, RoundReplies
+from flower_ext.strategies.replies import accept_evaluation
+from flower_ext.strategies.staged_grid import StagedGrid, StagedTask
+
+__all__ = ["CodedStrategy"]
+
+CLOCKS = ("wall", "virtual")
+
+
+class CodedStrategy(FedAvg):
+    """FedAvg whose rounds are coded over partitions; base of the coded strategies.
+
+    Parameters
+    ----------
+    num_partitions : int, optional
+        Number of partitions of the data, K; by default what the nodes report.
+    clock : str (default: "wall")
+        ``"wall"`` for real federations. ``"virtual"``: replies count from the
+        completion times that they report, for simulations of stragglers that take no
+        longer than their computation and are deterministic for a seed.
+    deadline : float, optional
+        Seconds after which a round ends with what it has; by default far beyond what
+        the history of completion times predicts.
+    min_coverage : float (default: 0.8)
+        A round that covers less than this share of the examples at its deadline is
+        skipped and the model kept. In [0, 1].
+    seed : int, optional
+        The run seed that each partition's training is seeded from, at least 0; by
+        default the run-config's ``seed``, else 0.
+    **fedavg : Any
+        All keyword arguments of Flower's
+        :class:`~flwr.serverapp.strategy.FedAvg`. `fraction_train` and
+        `min_train_nodes` sample partitions, and `train_metrics_aggr_fn` is given one
+        ``RecordDict`` per partition.
+
+    Raises
+    ------
+    InvalidInputError
+        If a parameter is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_partitions: int | None = None,
+        clock: str = "wall",
+        deadline: float | None = None,
+        min_coverage: float = 0.8,
+        seed: int | None = None,
+        **fedavg: Any,
+    ) -> None:
+        super().__init__(**fedavg)
+        if num_partitions is not None and num_partitions < 1:
+            raise InvalidInputError(
+                f"num_partitions must be at least 1, got {num_partitions}."
+            )
+        if clock not in CLOCKS:
+            raise InvalidInputError(
+                f"clock must be 'wall' or 'virtual', got {clock!r}."
+            )
+        if deadline is not None and not 0 < deadline < math.inf:
+            raise InvalidInputError(
+                f"deadline must be a positive number of seconds, got {deadline}."
+            )
+        if not 0 <= min_coverage <= 1:
+            raise InvalidInputError(
+                f"min_coverage must lie in [0, 1], got {min_coverage}."
+            )
+        if seed is not None and seed < 0:
+            raise InvalidInputError(f"seed must be at least 0, got {seed}.")
+        self.num_partitions = num_partitions
+        self.clock = clock
+        self.deadline = deadline
+        self.min_coverage = min_coverage
+        self.seed = seed
+        self.history = CompletionHistory()
+        self.round_metrics: dict[int, MetricRecord] = {}
+        self._examples: dict[int, float] = {}
+        self._told_replication = ""
+
+    # -- what a coded strategy decides -----------------------------------------------
+
+    @abstractmethod
+    def plan_round(
+        self,
+        server_round: int,
+        partitions: list[int],
+        idle: Mapping[int, Collection[int]],
+        rng: np.random.Generator,
+    ) -> RoundPlan:
+        """Return the plan of a round.
+
+        Parameters
+        ----------
+        server_round : int
+            The round, from 1.
+        partitions : list[int]
+            The partitions to train on.
+        idle : Mapping[int, Collection[int]]
+            The nodes that may be given work, and what each holds.
+        rng : numpy.random.Generator
+            Seeded by (run seed, round).
+        """
+
+    @property
+    @abstractmethod
+    def tolerated(self) -> int:
+        """Number of stragglers that the replication of partitions should tolerate."""
+
+    # -- Flower's interface ------------------------------------------------------------
+
+    def summary(self) -> None:
+        """Log summary configuration of the strategy."""
+        log(INFO, "\t├──> Coded rounds:")
+        for name, value in self._described().items():
+            log(INFO, "\t│\t├── %s: %s", name, value)
+        log(
+            INFO,
+            "\t│\t└── At the deadline (%s): partial from %.0f %% coverage",
+            "from history" if self.deadline is None else f"{self.deadline:g} s",
+            100 * self.min_coverage,
+        )
+        super().summary()
+
+    def _described(self) -> dict[str, str]:
+        """Return what the summary says, by name."""
+        return {
+            "Partitions": str(self.num_partitions or "as nodes report"),
+            "Clock": self.clock,
+            "Seed": "run-config" if self.seed is None else str(self.seed),
+        }
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Execute the strategy over a staged grid; parameters as in Flower."""
+        staged = StagedGrid(
+            grid,
+            virtual=self.clock == "virtual",
+            history=self.history,
+            num_partitions=self.num_partitions,
+            deadline=self.deadline,
+            timeout=timeout,
+        )
+        try:
+            return super().start(
+                staged,
+                initial_arrays,
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate_fn,
+            )
+        finally:
+            staged.close()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure the next round of coded training."""
+        if self.fraction_train == 0.0:
+            return []
+        _require_staged(grid)
+        config["server-round"] = server_round
+
+        def run(staged: StagedGrid, timeout: float) -> Iterable[Message]:
+            return self._run_round(staged, server_round, arrays, config, timeout)
+
+        return StagedTask(run)
+
+    def _run_round(
+        self,
+        grid: StagedGrid,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        timeout: float,
+    ) -> Iterable[Message]:
+        """Gather nodes, plan, and drive the round."""
+        grid.gather(max(self.min_available_nodes, self.min_train_nodes, 1), timeout)
+        fleet = grid.fleet
+        count = fleet.num_partitions
+        self._tell_replication(fleet.replication(count))
+        rng = np.random.default_rng([self.seed or 0, server_round])
+        size = max(int(count * self.fraction_train), self.min_train_nodes, 1)
+        partitions = list(range(count))
+        if size < count:
+            partitions = sorted(rng.choice(count, size, replace=False).tolist())
+        idle = {n.node_id: fleet.holdings(n, count) for n in fleet.nodes if n.idle}
+        log(
+            INFO,
+            "configure_train: %d of %d partitions over %d idle nodes (out of %d)",
+            len(partitions),
+            count,
+            len(idle),
+            len(fleet.nodes),
+        )
+        coded_round = CodedRound(
+            plan=self.plan_round(server_round, partitions, idle, rng),
+            arrays=arrays,
+            records={self.arrayrecord_key: arrays, self.configrecord_key: config},
+            num_partitions=count,
+            seed=self.seed,
+            weighted_by_key=self.weighted_by_key,
+        )
+        return coded_round.run(grid, timeout)
+
+    def _tell_replication(self, copies: list[int]) -> None:
+        """Say, once per state of affairs, what stragglers the replication tolerates."""
+        least = min(copies, default=0)
+        scarce = [p for p, c in enumerate(copies) if c == least]
+        if least > self.tolerated:
+            told = ""
+        elif least == 0:
+            told = f"No node holds partitions {_some(scarce)}: they stay untrained."
+        else:
+            told = (
+                f"Partitions {_some(scarce)} are held by {least} node(s): that "
+                f"tolerates {least - 1} straggler(s), but {self.tolerated} are wanted. "
+                "Let more nodes hold them: CodedClientApp(partitions=...), or "
+                "'partitions' in the nodes' configs."
+            )
+        if told and told != self._told_replication:
+            log(WARNING, told)
+        self._told_replication = told
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Decode the replies into the new global arrays."""
+        if self.fraction_train == 0.0:
+            return None, None
+        if not isinstance(replies, RoundReplies):
+            raise FlowerExtError(
+                f"{type(self).__name__} decodes the replies of its own rounds only. "
+                "Run it by strategy.start(grid, ...), and do not wrap it in a strategy "
+                "that sends messages itself."
+            )
+        done = replies.coded_round
+        outcome = done.outcome
+        assert outcome is not None  # set when the round ended
+        contents = self._partition_contents(done)
+        coverage = self._coverage(outcome.combination)
+        used = [(done.replies[k], w) for k, w in outcome.weights.items()]
+        examples = math.fsum(w * s.weighted_examples for (_, s), w in used)
+        skipped = not outcome.exact and (coverage < self.min_coverage or examples <= 0)
+        new_arrays = None
+        if not skipped:
+            parts = [(arrays, w) for (arrays, _), w in used]
+            new_arrays = apply_replies(done.arrays, parts, examples)
+        done.log_summary(coverage)
+        if skipped:
+            log(
+                WARNING,
+                "train: round %d is skipped and the model kept: its replies cover "
+                "%.0f %% of the examples, min_coverage is %.0f %%",
+                server_round,
+                100 * coverage,
+                100 * self.min_coverage,
+            )
+        metrics = MetricRecord()
+        if contents:
+            metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        record = self._measured(done, coverage, skipped)
+        self.round_metrics[server_round] = record
+        for name, value in record.items():
+            metrics[REPLY_PREFIX + name] = value
+        done.replies.clear()
+        return new_arrays, metrics
+
+    def _partition_contents(self, done: CodedRound) -> list[RecordDict]:
+        """Return one record of metrics per partition that somebody trained."""
+        by_partition: dict[int, MetricRecord] = {}
+        for _, summary in done.replies.values():
+            for partition, metrics, examples in zip(
+                summary.partitions, summary.metrics, summary.examples, strict=True
+            ):
+                self._examples[partition] = examples
+                by_partition[partition] = MetricRecord(dict(metrics))
+        return [RecordDict({"metrics": by_partition[p]}) for p in sorted(by_partition)]
+
+    def _coverage(self, combination: Mapping[int, float]) -> float:
+        """Return the share of the examples that the update is made of."""
+        known = list(self._examples.values())
+        usual = sum(known) / len(known) if known else 1.0
+        examples = {p: self._examples.get(p, usual) for p in combination}
+        covered = math.fsum(c * examples[p] for p, c in combination.items())
+        return covered / math.fsum(examples.values())
+
+    def _measured(
+        self, done: CodedRound, coverage: float, skipped: bool
+    ) -> MetricRecord:
+        """Return the round's own metrics."""
+        plan, outcome = done.plan, done.outcome
+        assert outcome is not None
+        stage_two_at = getattr(plan, "stage_two_at", None)
+        stage_one = done.elapsed if stage_two_at is None else stage_two_at
+        return MetricRecord(
+            {
+                "elapsed-seconds": float(done.elapsed),
+                "stage-one-seconds": float(stage_one),
+                "stage-two-seconds": float(done.elapsed - stage_one),
+                "replies-used": len(outcome.weights),
+                "replies-late": done.late,
+                "replies-rejected": done.rejected,
+                "replies-failed": done.failed,
+                "replies-unfinished": len(plan.outstanding),
+                "redundancy": plan.work / len(plan.partitions),
+                "coverage": coverage,
+                "residual": outcome.residual,
+                "skipped": int(skipped),
+                "bytes-up": done.bytes_up,
+                "bytes-down": done.bytes_down,
+            }
+        )
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Configure federated evaluation on nodes that are idle."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        staged = _require_staged(grid)
+        nodes = [n for n in staged.fleet.nodes if n.idle]
+        wanted = max(
+            int(len(staged.fleet.nodes) * self.fraction_evaluate),
+            self.min_evaluate_nodes,
+        )
+        rng = np.random.default_rng([self.seed or 0, server_round, 1])
+        if wanted < len(nodes):
+            chosen = sorted(rng.choice(len(nodes), wanted, replace=False).tolist())
+            nodes = [nodes[i] for i in chosen]
+        log(
+            INFO,
+            "configure_evaluate: Sampled %d idle nodes (out of %d)",
+            len(nodes),
+            len(staged.fleet.nodes),
+        )
+        config["server-round"] = server_round
+        return [
+            Message(
+                RecordDict(
+                    {
+                        self.arrayrecord_key: arrays,
+                        self.configrecord_key: ConfigRecord(dict(config)),
+                    }
+                ),
+                node.node_id,
+                MessageType.EVALUATE,
+                ttl=staged.ttl(self.deadline),
+                group_id=str(server_round),
+            )
+            for node in nodes
+        ]
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Aggregate the metrics of the replies that are usable."""
+        contents: list[RecordDict] = []
+        keys: frozenset[str] | None = None
+        for message in replies:
+            try:
+                if message.has_error():
+                    raise InvalidInputError(
+                        f"code {message.error.code}: {message.error.reason}"
+                    )
+                keys = accept_evaluation(message, self.weighted_by_key, keys)
+                contents.append(message.content)
+            except InvalidInputError as error:
+                log(
+                    WARNING,
+                    "evaluate: the reply of node %d was rejected: %s",
+                    message.metadata.src_node_id,
+                    error,
+                )
+        if not contents:
+            return None
+        return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
+
+
+def _require_staged(grid: Grid) -> StagedGrid:
+    """Return the grid if it is staged."""
+    if not isinstance(grid, StagedGrid):
+        raise FlowerExtError(
+            "A coded strategy drives its rounds itself: run it by "
+            "strategy.start(grid, ...), and do not wrap it in another strategy."
+        )
+    return grid
+
+
+def _some(partitions: list[int]) -> str:
+    """Return up to six partitions as text."""
+    shown = ", ".join(str(p) for p in partitions[:6])
+    return shown + (f" and {len(partitions) - 6} more" if len(partitions) > 6 else "")

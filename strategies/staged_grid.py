@@ -1,0 +1,471 @@
+"""A Flower ``Grid`` that knows who is busy and hands out replies as they come.
+
+It wraps the run's own grid. A round of coded training is driven through
+:meth:`StagedGrid.push` and :meth:`StagedGrid.receive`; everything else that a strategy
+sends (evaluation) goes through :meth:`StagedGrid.send_and_receive`, which ends at a
+deadline taken from history where Flower's own would wait an hour for a straggler.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from logging import INFO, WARNING
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore import log
+from flwr.supercore.run import Run
+
+from flower_ext.coding.assignment import HOLDINGS_KEY, Assignment
+from flower_ext.coding.plan import LEAST_DEADLINE, Dispatch
+from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.scheduling.history import CompletionHistory
+from flower_ext.strategies.arrivals import (
+    Arrival,
+    Sent,
+    VirtualArrivals,
+    WallArrivals,
+)
+from flower_ext.strategies.fleet import Fleet
+from flower_ext.strategies.poller import ReplyPoller
+from flower_ext.strategies.replies import summary_of
+
+__all__ = ["StagedGrid", "StagedTask"]
+
+_LIST_EVERY = 2.0  # wall seconds between two looks at who is listed
+_GRACE = (
+    2.0  # nodes that stay silent this many times longer than the first are left out
+)
+_TTL = 3600.0  # seconds that a message lives where no deadline is known
+_LEAST_TTL = 60.0
+
+
+class StagedTask(list[Message]):
+    """What a coded strategy returns in place of messages: a round to be driven.
+
+    Parameters
+    ----------
+    run : Callable[[StagedGrid, float], Iterable[Message]]
+        Drives the round within a number of seconds and returns its replies.
+    """
+
+    def __init__(self, run: Callable[[StagedGrid, float], Iterable[Message]]) -> None:
+        super().__init__()
+        self.run = run
+
+
+class StagedGrid(Grid):
+    """The run's grid, with a memory of its nodes and a clock.
+
+    Parameters
+    ----------
+    grid : Grid
+        The run's own grid.
+    virtual : bool
+        Whether replies count from their simulated completion times.
+    history : CompletionHistory
+        Told of late replies.
+    num_partitions : int, optional
+        Number of partitions; by default what the nodes report.
+    deadline : float, optional
+        Seconds after which evaluation ends without those that have not answered; by
+        default from the history of evaluations.
+    timeout : float
+        Wall seconds that an answer may take under a virtual clock.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        virtual: bool,
+        history: CompletionHistory,
+        num_partitions: int | None,
+        deadline: float | None,
+        timeout: float,
+    ) -> None:
+        self._grid = grid
+        self.virtual = virtual
+        self.history = history
+        self.fleet = Fleet(num_partitions)
+        self.late = 0
+        self._num_partitions = num_partitions
+        self._deadline = deadline
+        self._poller = ReplyPoller(grid)
+        self._arrivals = (
+            VirtualArrivals(self._poller, _simulated_seconds, timeout)
+            if virtual
+            else WallArrivals(self._poller)
+        )
+        self._evaluations = CompletionHistory()
+        self._evaluation_round = 0
+        self._gone: list[int] = []
+        self._listed_at = -_LIST_EVERY
+        self._refusals: dict[int, str] = {}
+
+    # -- Flower's interface ---------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Run information."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message (deprecated by Flower)."""
+        return self._grid.create_message(
+            content, message_type, dst_node_id, group_id, ttl
+        )
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Get node IDs."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Get nodes."""
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push messages; their replies are then the caller's to pull."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull the replies to messages pushed by :meth:`push_messages`."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Drive a coded round, or send messages and return the replies in time.
+
+        Parameters
+        ----------
+        messages : Iterable[Message]
+            A :class:`StagedTask`, or messages to push.
+        timeout : float, optional
+            Seconds after which it returns with what it has.
+
+        Returns
+        -------
+        Iterable[Message]
+            The replies.
+        """
+        limit = float("inf") if timeout is None else timeout
+        if isinstance(messages, StagedTask):
+            return messages.run(self, limit)
+        return self._exchange(list(messages), limit)
+
+    def _exchange(self, messages: list[Message], timeout: float) -> list[Message]:
+        self._evaluation_round += 1
+        asked = self.push(messages, self._evaluation_round, ttl=self.ttl(None))
+        waiting = {s.message_id for s in asked if s}
+        start, count = self.now, len(waiting)
+        replies: list[Message] = []
+        deadline = self._evaluation_deadline([s.node_id for s in asked if s])
+        while waiting:
+            end = start + min(deadline, timeout)
+            arrival = self.receive(end)
+            at = self.now - start
+            if arrival is None:
+                if self.now >= end or self.virtual:
+                    break
+                continue
+            if arrival.sent.message_id not in waiting:
+                continue
+            waiting.discard(arrival.sent.message_id)
+            replies.append(arrival.message)
+            self._evaluations.completed(
+                arrival.sent.node_id, self._evaluation_round, 1, at, at
+            )
+            if deadline == float("inf") and 2 * len(replies) >= count:
+                deadline = max(LEAST_DEADLINE, 3 * at)
+        if waiting:
+            log(
+                WARNING,
+                "evaluate: %d of %d nodes did not answer within %.1f s",
+                len(waiting),
+                count,
+                self.now - start,
+            )
+        return replies
+
+    def _evaluation_deadline(self, node_ids: list[int]) -> float:
+        if self._deadline is not None:
+            return self._deadline
+        if not len(self._evaluations) or not node_ids:
+            return float("inf")
+        seconds, _ = self._evaluations.typical(node_ids, self._evaluation_round)
+        return max(LEAST_DEADLINE, 3 * float(seconds.max()))
+
+    # -- for coded rounds -------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        """Seconds since the run began, by the run's clock."""
+        return self._arrivals.now
+
+    def ttl(self, deadline: float | None) -> float:
+        """Return how long a message lives, so that it outlives its round."""
+        if deadline is None or self.virtual or deadline == float("inf"):
+            return _TTL
+        return max(_LEAST_TTL, 3 * deadline)
+
+    def push(
+        self,
+        messages: list[Message],
+        server_round: int,
+        ttl: float,
+        dispatches: list[tuple[Dispatch, Assignment]] | None = None,
+    ) -> list[Sent | None]:
+        """Push messages and expect their replies.
+
+        Parameters
+        ----------
+        messages : list[Message]
+            One per node.
+        server_round : int
+            The round that they belong to.
+        ttl : float
+            Their time to live, seconds.
+        dispatches : list[tuple[Dispatch, Assignment]], optional
+            What each message asks for, if they are assignments.
+
+        Returns
+        -------
+        list[Sent or None]
+            In the order of `messages`; None where the node is not known any more.
+        """
+        if not messages:
+            return []
+        taken = {i for i in self._grid.push_messages(messages) if i}
+        sent: list[Sent | None] = []
+        for i, message in enumerate(messages):
+            message_id = message.metadata.message_id
+            node_id = message.metadata.dst_node_id
+            if message_id not in taken:
+                log(WARNING, "Node %d is not known any more: message lost", node_id)
+                self._forget(node_id)
+                sent.append(None)
+                continue
+            dispatch, assignment = dispatches[i] if dispatches else (None, None)
+            sent.append(
+                Sent(
+                    message_id=message_id,
+                    node_id=node_id,
+                    server_round=server_round,
+                    at=self.now,
+                    expires=time.monotonic() + ttl,
+                    dispatch=dispatch,
+                    assignment=assignment,
+                )
+            )
+            if node_id in self.fleet:
+                self.fleet[node_id].jobs.add(message_id)
+        self._arrivals.add([s for s in sent if s])
+        return sent
+
+    def receive(self, until: float) -> Arrival | None:
+        """Return the next reply, having noted what it tells of its node.
+
+        Parameters
+        ----------
+        until : float
+            When to return without one, by the run's clock. On the wall clock it may
+            return None a little earlier, to look who is listed.
+
+        Returns
+        -------
+        Arrival or None
+            None where the time is over.
+        """
+        if not self.virtual:
+            self.refresh()
+            until = min(until, self.now + _LIST_EVERY)
+        arrival = self._arrivals.next(until)
+        if arrival is not None:
+            self._note(arrival)
+        return arrival
+
+    def gone(self) -> list[int]:
+        """Return the nodes that went offline since the last call."""
+        gone, self._gone = self._gone, []
+        return gone
+
+    def refresh(self) -> None:
+        """Look who is listed, at most every two seconds, and ask newcomers."""
+        if time.monotonic() - self._listed_at < _LIST_EVERY:
+            return
+        self._listed_at = time.monotonic()
+        joined, gone = self.fleet.listed(self._grid.get_node_ids())
+        self._gone += gone
+        for sent in self._arrivals.expired():
+            if sent.node_id in self.fleet:
+                # It may still be at work: only its answer to a question shows that it
+                # is not.
+                self.fleet[sent.node_id].jobs.discard(sent.message_id)
+                joined.append(sent.node_id)
+        self._ask(joined)
+
+    def gather(self, least: int, timeout: float) -> None:
+        """Wait until enough nodes have said what they hold.
+
+        Nodes that stay silent much longer than the first to answer are left out; they
+        are used as soon as they do answer.
+
+        Parameters
+        ----------
+        least : int
+            Number of nodes needed.
+        timeout : float
+            Seconds to wait at most.
+
+        Raises
+        ------
+        FlowerExtError
+            If there are not enough in time; the message says what nodes replied.
+        """
+        start = time.monotonic()
+        first: float | None = None
+        told = 0.0
+        while True:
+            self.refresh()
+            known = len(self.fleet.nodes)
+            waited = time.monotonic() - start
+            if known and first is None:
+                first = waited
+            silent = self.fleet.unanswered
+            if known >= least and (
+                not silent
+                or (first is not None and waited > first + _GRACE * max(first, 1.0))
+            ):
+                return
+            if waited > timeout or (
+                self._refusals and not known and not set(silent) - set(self._refusals)
+            ):
+                raise FlowerExtError(self._too_few(least, known, waited))
+            if waited - told > 5:
+                told = waited
+                log(INFO, "Waiting for nodes: %d of %d are ready", known, least)
+            if self.virtual:
+                self._listed_at = -_LIST_EVERY
+                time.sleep(0.0 if silent else 0.2)
+            arrival = self.receive(self.now if self.virtual else self.now + 0.1)
+            while arrival is not None and self.virtual:
+                arrival = self.receive(self.now)
+
+    def close(self) -> None:
+        """Stop looking for replies."""
+        self._poller.close()
+
+    # -- what replies tell -----------------------------------------------------------
+
+    def _ask(self, node_ids: list[int]) -> None:
+        """Ask nodes what they hold."""
+        request = (
+            {}
+            if self._num_partitions is None
+            else {"num-partitions": self._num_partitions}
+        )
+        messages = [
+            Message(
+                RecordDict({HOLDINGS_KEY: ConfigRecord(dict(request))}),
+                node_id,
+                MessageType.TRAIN,
+                ttl=_TTL,
+            )
+            for node_id in node_ids
+        ]
+        self.push(messages, 0, ttl=_TTL)
+
+    def _note(self, arrival: Arrival) -> None:
+        """Free the node, and learn from an answer or a late reply."""
+        sent, message = arrival.sent, arrival.message
+        if message.has_error() and message.error.code == ErrorCode.NODE_UNAVAILABLE:
+            self._forget(sent.node_id)
+        if sent.node_id in self.fleet:
+            self.fleet[sent.node_id].jobs.discard(sent.message_id)
+            if sent.server_round == 0:
+                self._note_holdings(sent.node_id, message)
+
+    def note_late(self, arrival: Arrival) -> None:
+        """Enter the reply to an earlier round's assignment into the history."""
+        sent, message = arrival.sent, arrival.message
+        if sent.assignment is None or message.has_error():
+            return
+        self.late += 1
+        try:
+            summary = summary_of(message, sent.assignment)
+        except InvalidInputError as error:
+            log(WARNING, "Late reply of node %d is of no use: %s", sent.node_id, error)
+            return
+        self.history.completed(
+            sent.node_id,
+            sent.server_round,
+            len(sent.assignment.partitions),
+            sum(summary.compute_seconds),
+            arrival.at - sent.at,
+        )
+
+    def _note_holdings(self, node_id: int, message: Message) -> None:
+        try:
+            if message.has_error():
+                raise InvalidInputError(message.error.reason)
+            if HOLDINGS_KEY not in message.content.config_records:
+                raise InvalidInputError(
+                    "its reply is an ordinary one: use flower_ext.clients."
+                    "CodedClientApp, or coded_mod as the first of the app's mods."
+                )
+            self.fleet.holds(node_id, message.content.config_records[HOLDINGS_KEY])
+            self._refusals.pop(node_id, None)
+        except InvalidInputError as error:
+            if node_id not in self._refusals:
+                log(
+                    WARNING,
+                    "Node %d did not say which partitions it holds and gets no work. "
+                    "Does it run a CodedClientApp? It replied: %s",
+                    node_id,
+                    error,
+                )
+            self._refusals[node_id] = str(error)
+
+    def _forget(self, node_id: int) -> None:
+        self.fleet.remove(node_id)
+        self._gone.append(node_id)
+
+    def _too_few(self, least: int, known: int, waited: float) -> str:
+        refusal = next(iter(self._refusals.values()), None)
+        if refusal is not None:
+            return (
+                f"{len(self._refusals)} nodes do not answer a holdings request, "
+                f"{known} do, {least} are needed. Coded training needs clients built "
+                "with flower_ext.clients.CodedClientApp (or coded_mod first in the "
+                f"app's mods). The first of them replied: {refusal}"
+            )
+        return (
+            f"{known} nodes were ready after {waited:.0f} s, {least} are needed: start "
+            "more SuperNodes, or lower min_available_nodes and min_train_nodes."
+        )
+
+
+def _simulated_seconds(sent: Sent, message: Message) -> float:
+    """Return how long a reply says that it would have taken; 0 if it does not say."""
+    if sent.assignment is None or message.has_error():
+        return 0.0
+    try:
+        summary = summary_of(message, sent.assignment)
+    except InvalidInputError:
+        return 0.0
+    return sum(summary.compute_seconds) + summary.upload_seconds
