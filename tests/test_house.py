@@ -1,0 +1,58 @@
+"""The rooms import only from floors below, and the public names are what they are."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PURE = ("coding", "scheduling", "network")
+
+
+def imported(source: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_pure_rooms_know_neither_flower_nor_clocks_nor_sockets(room: str) -> None:
+    for source in (ROOT / "flower_ext" / room).rglob("*.py"):
+        for name in imported(source):
+            top = name.split(".")[0]
+            assert top not in {"flwr", "time", "threading", "socket", "asyncio"}, source
+            assert not name.startswith("flower_ext.strategies"), source
+            assert not name.startswith("flower_ext.clients"), source
+
+
+@pytest.mark.parametrize(("room", "other"), [("strategies", "clients")])
+def test_server_and_client_do_not_import_each_other(room: str, other: str) -> None:
+    for here, there in ((room, other), (other, room)):
+        for source in (ROOT / here).rglob("*.py"):
+            assert not any(
+                name.startswith(f"flower_ext.{there}") for name in imported(source)
+            ), source
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (
+            "flower_ext.coding",
+            "CyclicRepetition FractionalRepetition HeterogeneityAware Uncoded decode "
+            "decode_least_squares UndecodableError",
+        ),
+        ("flower_ext.strategies", "TwoStageCoded CodedFedAvg"),
+        ("flower_ext.clients", "CodedClientApp coded_mod straggler_mod"),
+    ],
+)
+def test_public_names_are_exported(module: str, names: str) -> None:
+    room = importlib.import_module(module)
+
+    assert set(names.split()) <= set(room.__all__)
+    assert all(hasattr(room, name) for name in room.__all__)
