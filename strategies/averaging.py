@@ -3,7 +3,7 @@
 The arrays are walked in blocks that stay in the processor's cache: a block of some
 replies is read where Flower received it, widened to float64 and summed by one
 vector-matrix product, then added to the global arrays' block and written to the result.
-Beyond the replies and the result, only a few megabytes are held.
+Beyond the replies and the result, about four megabytes are held.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flower_ext.strategies.array_views import view
 __all__ = ["apply_replies"]
 
 _BLOCK = 1 << 15  # elements
-_ROWS = 32  # replies summed at once; rows x block in float64 are 8 MB
+_ROWS = 16  # replies summed at once; rows x block in float64 are 4 MB
 _NUMPY = "numpy.ndarray"
 
 
@@ -72,6 +72,11 @@ def _moved(received: NDArray[Any], parts: list[tuple[NDArray[Any], float]]) -> A
             "shape": received.shape,
         },
     )
+    start_of_data = buffer.tell()
+    if flat.nbytes:  # reserve all at once: growing step by step takes an eighth more
+        buffer.seek(flat.nbytes - 1, io.SEEK_CUR)
+        buffer.write(b"\0")
+        buffer.seek(start_of_data)
     rows = np.empty((min(_ROWS, len(parts)), min(_BLOCK, flat.size)), dtype)
     for start in range(0, flat.size, _BLOCK):
         block = flat[start : start + _BLOCK]
