@@ -10,6 +10,7 @@ same seed.
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -143,6 +144,8 @@ class VirtualArrivals(Arrivals):
         self._duration = duration
         self._timeout = timeout
         self._now = 0.0
+        # Unique, so that replies at the same time keep the order of their messages.
+        self._numbers = itertools.count()
         self._order: dict[str, int] = {}
         self._ready: list[tuple[float, int, Arrival]] = []
         self._given_up: set[str] = set()
@@ -150,8 +153,16 @@ class VirtualArrivals(Arrivals):
     def add(self, sent: list[Sent]) -> None:
         """Expect the replies to pushed messages."""
         for s in sent:
-            self._order[s.message_id] = len(self._order)
+            self._order[s.message_id] = next(self._numbers)
         super().add(sent)
+
+    def expired(self) -> list[Sent]:
+        """Return messages whose TTL is over, and expect their replies no more."""
+        over = super().expired()
+        for s in over:
+            del self._order[s.message_id]
+            self._given_up.discard(s.message_id)
+        return over
 
     @property
     def now(self) -> float:
@@ -179,6 +190,7 @@ class VirtualArrivals(Arrivals):
                     self._given_up = set(self._sent)
                 continue
             sent, message = found
+            self._given_up.discard(sent.message_id)
             at = sent.at + self._duration(sent, message)
             number = self._order.pop(sent.message_id)
             heapq.heappush(self._ready, (at, number, Arrival(sent, message, at)))

@@ -74,6 +74,26 @@ class CodedFedAvg(CodedStrategy):
         """Number of stragglers that the replication of partitions should tolerate."""
         return 0 if self.code == "uncoded" else self.stragglers
 
+    @property
+    def least_nodes(self) -> int:
+        """Number of nodes without which no round can be planned."""
+        return self.tolerated + 1
+
+    def check_replication(self, copies: list[int]) -> None:
+        """Refuse what the code cannot be built on; parameters as in the base class.
+
+        Raises
+        ------
+        InvalidInputError
+            If the heterogeneity-aware code lacks replication. The other codes refuse
+            it when they are built.
+        """
+        if self.code == "heterogeneity-aware":
+            told = self._replication_warning(copies)
+            if told:
+                raise InvalidInputError(told)
+        super().check_replication(copies)
+
     def _described(self) -> dict[str, str]:
         ignored = self.ignore_stragglers
         return {

@@ -79,6 +79,7 @@ class CodedRound:
             The messages of the replies that were accepted.
         """
         start, plan = grid.now, self.plan
+        grid.gone()  # before the plan was made
         limit = math.inf if grid.virtual else timeout
         messages: list[Message] = []
         self._push(grid, plan.start(), 0.0)
@@ -106,41 +107,40 @@ class CodedRound:
                 len(dispatch.partitions),
                 self.elapsed - sent_at,
             )
+        self.late = grid.late()
         self.outcome = plan.outcome()
         return RoundReplies(self, messages)
 
     def _worth_waiting(self, grid: StagedGrid, at: float) -> bool:
         """Return whether the plan is unfinished, or a busy node may yet help it."""
-        if not self.plan.finished(at):
-            return True
-        if self.plan.decodable or not self.plan.hungry:
+        if self.plan.outstanding or self.plan.wake_at < math.inf:
+            return not self.plan.finished(at)
+        if self.plan.decodable:
             return False
-        return any(not node.idle for node in grid.fleet.nodes)
+        return (self.plan.hungry or not self.plan.dispatches) and grid.fleet.busy
 
     def _push(self, grid: StagedGrid, dispatches: list[Dispatch], at: float) -> None:
-        """Push a train message for each dispatch."""
-        if not dispatches:
-            return
-        # A worker that vanished between planning and pushing may cause new dispatches.
-        asked = [(d, self._assignment(d, grid.virtual)) for d in dispatches]
-        ttl = grid.ttl(self.plan.deadline)
-        messages = [
-            Message(
-                self._content(assignment),
-                dispatch.worker,
-                MessageType.TRAIN,
-                ttl=ttl,
-                group_id=str(self.plan.server_round),
-            )
-            for dispatch, assignment in asked
-        ]
-        sent = grid.push(messages, self.plan.server_round, ttl, asked)
-        for dispatch, pushed in zip(dispatches, sent, strict=True):
-            if pushed is None:
-                self.failed += 1
-                self._push(grid, self.plan.failure(dispatch.key, at), at)
-            else:
-                self.bytes_down += _size(self.arrays)
+        """Push a train message for each dispatch, and for what replaces it if lost."""
+        while dispatches:
+            asked = [(d, self._assignment(d, grid.virtual)) for d in dispatches]
+            ttl = grid.ttl(self.plan.deadline)
+            messages = [
+                Message(
+                    self._content(assignment),
+                    dispatch.worker,
+                    MessageType.TRAIN,
+                    ttl=ttl,
+                    group_id=str(self.plan.server_round),
+                )
+                for dispatch, assignment in asked
+            ]
+            sent = grid.push(messages, self.plan.server_round, asked)
+            for node_id in grid.gone():
+                self.plan.leave(node_id)
+            lost = [d for d, s in zip(dispatches, sent, strict=True) if s is None]
+            self.bytes_down += (len(sent) - len(lost)) * _size(self.arrays)
+            self.failed += len(lost)
+            dispatches = [n for d in lost for n in self.plan.failure(d.key, at)]
 
     def _assignment(self, dispatch: Dispatch, virtual: bool) -> Assignment:
         return Assignment(
@@ -177,9 +177,7 @@ class CodedRound:
             and dispatch.key in self.plan.outstanding
         )
         if not ours or dispatch is None or sent.assignment is None:
-            if sent.assignment is not None:
-                self.late += 1
-                grid.note_late(arrival)
+            grid.note_late(arrival)
             self._push(grid, self._freed(grid, sent, at), at)
             return
         reply = self._accepted(sent, message, sent.assignment)

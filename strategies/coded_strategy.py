@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from logging import INFO, WARNING
 from typing import Any
@@ -135,6 +136,24 @@ class CodedStrategy(FedAvg):
     def tolerated(self) -> int:
         """Number of stragglers that the replication of partitions should tolerate."""
 
+    @property
+    def least_nodes(self) -> int:
+        """Number of nodes without which no round can be planned."""
+        return 1
+
+    def check_replication(self, copies: list[int]) -> None:
+        """Say, once per state of affairs, what stragglers the replication tolerates.
+
+        Parameters
+        ----------
+        copies : list[int]
+            By how many nodes each partition is held.
+        """
+        told = self._replication_warning(copies)
+        if told and told != self._told_replication:
+            log(WARNING, told)
+        self._told_replication = told
+
     # -- Flower's interface ------------------------------------------------------------
 
     def summary(self) -> None:
@@ -213,10 +232,11 @@ class CodedStrategy(FedAvg):
         timeout: float,
     ) -> Iterable[Message]:
         """Gather nodes, plan, and drive the round."""
-        grid.gather(max(self.min_available_nodes, self.min_train_nodes, 1), timeout)
+        least = max(self.min_available_nodes, self.min_train_nodes, self.least_nodes)
+        grid.gather(least, timeout)
         fleet = grid.fleet
         count = fleet.num_partitions
-        self._tell_replication(fleet.replication(count))
+        self.check_replication(fleet.replication(count))
         rng = np.random.default_rng([self.seed or 0, server_round])
         size = max(int(count * self.fraction_train), self.min_train_nodes, 1)
         partitions = list(range(count))
@@ -241,24 +261,20 @@ class CodedStrategy(FedAvg):
         )
         return coded_round.run(grid, timeout)
 
-    def _tell_replication(self, copies: list[int]) -> None:
-        """Say, once per state of affairs, what stragglers the replication tolerates."""
+    def _replication_warning(self, copies: list[int]) -> str:
+        """Return what is to be said about too little replication, or nothing."""
         least = min(copies, default=0)
-        scarce = [p for p, c in enumerate(copies) if c == least]
         if least > self.tolerated:
-            told = ""
-        elif least == 0:
-            told = f"No node holds partitions {_some(scarce)}: they stay untrained."
-        else:
-            told = (
-                f"Partitions {_some(scarce)} are held by {least} node(s): that "
-                f"tolerates {least - 1} straggler(s), but {self.tolerated} are wanted. "
-                "Let more nodes hold them: CodedClientApp(partitions=...), or "
-                "'partitions' in the nodes' configs."
-            )
-        if told and told != self._told_replication:
-            log(WARNING, told)
-        self._told_replication = told
+            return ""
+        scarce = _some([p for p, c in enumerate(copies) if c == least])
+        if least == 0:
+            return f"No node holds partitions {scarce}: they stay untrained."
+        return (
+            f"Partitions {scarce} are held by {least} node(s): that tolerates "
+            f"{least - 1} straggler(s), but {self.tolerated} are wanted. Let more "
+            "nodes hold them: CodedClientApp(partitions=...), or 'partitions' in the "
+            "nodes' configs."
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -313,7 +329,10 @@ class CodedStrategy(FedAvg):
             ):
                 self._examples[partition] = examples
                 by_partition[partition] = MetricRecord(dict(metrics))
-        return [RecordDict({"metrics": by_partition[p]}) for p in sorted(by_partition)]
+        return _alike(
+            [RecordDict({"metrics": by_partition[p]}) for p in sorted(by_partition)],
+            "train",
+        )
 
     def _coverage(self, combination: Mapping[int, float]) -> float:
         """Return the share of the examples that the update is made of."""
@@ -357,6 +376,8 @@ class CodedStrategy(FedAvg):
         if self.fraction_evaluate == 0.0:
             return []
         staged = _require_staged(grid)
+        if self.fraction_train == 0.0:
+            staged.gather(max(self.min_available_nodes, self.min_evaluate_nodes, 1))
         nodes = [n for n in staged.fleet.nodes if n.idle]
         wanted = max(
             int(len(staged.fleet.nodes) * self.fraction_evaluate),
@@ -394,15 +415,9 @@ class CodedStrategy(FedAvg):
     ) -> MetricRecord | None:
         """Aggregate the metrics of the replies that are usable."""
         contents: list[RecordDict] = []
-        keys: frozenset[str] | None = None
         for message in replies:
             try:
-                if message.has_error():
-                    raise InvalidInputError(
-                        f"code {message.error.code}: {message.error.reason}"
-                    )
-                keys = accept_evaluation(message, self.weighted_by_key, keys)
-                contents.append(message.content)
+                contents.append(accept_evaluation(message, self.weighted_by_key))
             except InvalidInputError as error:
                 log(
                     WARNING,
@@ -410,6 +425,7 @@ class CodedStrategy(FedAvg):
                     message.metadata.src_node_id,
                     error,
                 )
+        contents = _alike(contents, "evaluate")
         if not contents:
             return None
         return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
@@ -423,6 +439,34 @@ def _require_staged(grid: Grid) -> StagedGrid:
             "strategy.start(grid, ...), and do not wrap it in another strategy."
         )
     return grid
+
+
+def _alike(contents: list[RecordDict], task: str) -> list[RecordDict]:
+    """Return the records whose metrics most others have too; only those aggregate."""
+    shapes = [
+        tuple(
+            sorted(
+                (name, len(value) if isinstance(value, list) else -1)
+                for record in content.metric_records.values()
+                for name, value in record.items()
+            )
+        )
+        for content in contents
+    ]
+    if len(set(shapes)) < 2:
+        return contents
+    usual = Counter(shapes).most_common(1)[0][0]
+    odd = next(shape for shape in shapes if shape != usual)
+    log(
+        WARNING,
+        "%s: the metrics of %d of %d replies are left out: %s, where most have %s",
+        task,
+        sum(shape != usual for shape in shapes),
+        len(shapes),
+        [name for name, _ in odd],
+        [name for name, _ in usual],
+    )
+    return [c for c, shape in zip(contents, shapes, strict=True) if shape == usual]
 
 
 def _some(partitions: list[int]) -> str:

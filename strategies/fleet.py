@@ -33,6 +33,8 @@ class Node:
         The node's own partition; -1 if it has none.
     jobs : set[str]
         Ids of the messages that it has not answered.
+    asked : float (default: 0.0)
+        When it was first asked what it holds, seconds of ``time.monotonic()``.
     """
 
     node_id: int
@@ -41,6 +43,7 @@ class Node:
     num_partitions: int = 0
     worker: int = -1
     jobs: set[str] = field(default_factory=set)
+    asked: float = 0.0
 
     @property
     def idle(self) -> bool:
@@ -113,6 +116,7 @@ class Fleet:
             not isinstance(partitions, list)
             or any(not isinstance(p, int) or p < 0 for p in partitions)
             or not isinstance(count, int)
+            or count < 0
             or not isinstance(worker, int)
         ):
             raise InvalidInputError(
@@ -134,9 +138,14 @@ class Fleet:
         return sorted(known, key=lambda n: (n.worker < 0, n.worker, n.node_id))
 
     @property
-    def unanswered(self) -> list[int]:
+    def unanswered(self) -> list[Node]:
         """Nodes that are listed but have not said what they hold."""
-        return [n.node_id for n in self._nodes.values() if n.partitions is None]
+        return [n for n in self._nodes.values() if n.partitions is None]
+
+    @property
+    def busy(self) -> bool:
+        """Whether any node, whether it has answered before or not, owes an answer."""
+        return any(n.jobs for n in self._nodes.values())
 
     @property
     def num_partitions(self) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from flower_ext.coding.assignment import Assignment
 from flower_ext.coding.payload import payload_dtype
-from flower_ext.coding.reply import MetricValue, ReplySummary, examples_from_metrics
+from flower_ext.coding.reply import MetricValue, ReplySummary
 from flower_ext.errors import InvalidInputError
 from flower_ext.strategies.array_views import view
 
@@ -77,9 +77,13 @@ def summary_of(message: Message, assignment: Assignment) -> ReplySummary:
     Raises
     ------
     InvalidInputError
-        If there is not one MetricRecord, or it does not answer the assignment.
+        If there is not one MetricRecord, it does not answer the assignment, or its
+        times are not finite.
     """
-    return ReplySummary.from_metrics(_only_metrics(message), assignment)
+    summary = ReplySummary.from_metrics(_only_metrics(message), assignment)
+    if not math.isfinite(sum(summary.compute_seconds) + summary.upload_seconds):
+        raise InvalidInputError("The seconds that it reports add up to infinity.")
+    return summary
 
 
 def _only_metrics(message: Message) -> dict[str, MetricValue]:
@@ -92,40 +96,38 @@ def _only_metrics(message: Message) -> dict[str, MetricValue]:
     return dict(records[0])
 
 
-def accept_evaluation(
-    message: Message, weighted_by_key: str, keys: frozenset[str] | None
-) -> frozenset[str]:
+def accept_evaluation(message: Message, weighted_by_key: str) -> RecordDict:
     """Check a reply to an evaluate message.
 
     Parameters
     ----------
     message : Message
-        The reply, without an error.
+        The reply.
     weighted_by_key : str
         The metric that holds the number of examples.
-    keys : frozenset[str], optional
-        The metrics of the replies accepted before; None for the first.
 
     Returns
     -------
-    frozenset[str]
-        The names of its metrics.
+    RecordDict
+        Its content.
 
     Raises
     ------
     InvalidInputError
-        If there is not one MetricRecord, the number of examples is not positive, a
-        metric is NaN or infinite, or the names differ from those before.
+        If it carries an error, there is not one MetricRecord, the number of examples
+        is not positive, or a metric is NaN or infinite.
     """
+    if message.has_error():
+        raise InvalidInputError(f"code {message.error.code}: {message.error.reason}")
     metrics = _only_metrics(message)
-    examples_from_metrics(metrics, weighted_by_key, partition=-1)
     for name, value in metrics.items():
         values = value if isinstance(value, list) else [value]
         if not all(math.isfinite(v) for v in values):
             raise InvalidInputError(f"The metric '{name}' is NaN or infinite: {value}.")
-    found = frozenset(metrics)
-    if keys is not None and found != keys:
+    examples = metrics.get(weighted_by_key)
+    if isinstance(examples, list) or examples is None or examples <= 0:
         raise InvalidInputError(
-            f"Its metrics are {sorted(found)}, those of other nodes {sorted(keys)}."
+            f"The metric '{weighted_by_key}' must be the number of examples, above 0, "
+            f"got {examples!r}."
         )
-    return found
+    return message.content

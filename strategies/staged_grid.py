@@ -8,6 +8,7 @@ deadline taken from history where Flower's own would wait an hour for a straggle
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
@@ -36,11 +37,11 @@ from flower_ext.strategies.replies import summary_of
 __all__ = ["StagedGrid", "StagedTask"]
 
 _LIST_EVERY = 2.0  # wall seconds between two looks at who is listed
-_GRACE = (
-    2.0  # nodes that stay silent this many times longer than the first are left out
-)
+# Nodes that stay silent this many times longer than the first are left out.
+_GRACE = 2.0
 _TTL = 3600.0  # seconds that a message lives where no deadline is known
 _LEAST_TTL = 60.0
+_EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 
 class StagedTask(list[Message]):
@@ -74,7 +75,8 @@ class StagedGrid(Grid):
         Seconds after which evaluation ends without those that have not answered; by
         default from the history of evaluations.
     timeout : float
-        Wall seconds that an answer may take under a virtual clock.
+        Wall seconds to wait for nodes, and that an answer may take under a virtual
+        clock.
     """
 
     def __init__(
@@ -91,9 +93,12 @@ class StagedGrid(Grid):
         self.virtual = virtual
         self.history = history
         self.fleet = Fleet(num_partitions)
-        self.late = 0
+        self._late = 0
+        self._first_answer: float | None = None
+        self._settled_at = 0.0
         self._num_partitions = num_partitions
         self._deadline = deadline
+        self._timeout = timeout
         self._poller = ReplyPoller(grid)
         self._arrivals = (
             VirtualArrivals(self._poller, _simulated_seconds, timeout)
@@ -163,35 +168,49 @@ class StagedGrid(Grid):
         Iterable[Message]
             The replies.
         """
-        limit = float("inf") if timeout is None else timeout
+        limit = math.inf if timeout is None else timeout
         if isinstance(messages, StagedTask):
             return messages.run(self, limit)
         return self._exchange(list(messages), limit)
 
     def _exchange(self, messages: list[Message], timeout: float) -> list[Message]:
         self._evaluation_round += 1
-        asked = self.push(messages, self._evaluation_round, ttl=self.ttl(None))
+        asked = self.push(messages, self._evaluation_round)
         waiting = {s.message_id for s in asked if s}
         start, count = self.now, len(waiting)
         replies: list[Message] = []
         deadline = self._evaluation_deadline([s.node_id for s in asked if s])
+        known = deadline < math.inf
         while waiting:
-            end = start + min(deadline, timeout)
+            # Under a virtual clock an evaluation takes no time.
+            end = start if self.virtual else start + min(deadline, timeout)
             arrival = self.receive(end)
-            at = self.now - start
             if arrival is None:
-                if self.now >= end or self.virtual:
+                if self.virtual or self.now >= end:
                     break
                 continue
             if arrival.sent.message_id not in waiting:
+                self.note_late(arrival)
                 continue
+            at = self.now - start
             waiting.discard(arrival.sent.message_id)
+            if arrival.message.has_error():
+                # Named here: of errors made by the SuperLink, the message has no node.
+                log(
+                    WARNING,
+                    "evaluate: node %d failed (code %d): %s",
+                    arrival.sent.node_id,
+                    arrival.message.error.code,
+                    arrival.message.error.reason,
+                )
+                continue
             replies.append(arrival.message)
             self._evaluations.completed(
                 arrival.sent.node_id, self._evaluation_round, 1, at, at
             )
-            if deadline == float("inf") and 2 * len(replies) >= count:
-                deadline = max(LEAST_DEADLINE, 3 * at)
+            if not known:
+                patience = 3.0 if 2 * len(replies) >= count else 20.0
+                deadline = max(LEAST_DEADLINE, patience * at)
         if waiting:
             log(
                 WARNING,
@@ -206,7 +225,7 @@ class StagedGrid(Grid):
         if self._deadline is not None:
             return self._deadline
         if not len(self._evaluations) or not node_ids:
-            return float("inf")
+            return math.inf
         seconds, _ = self._evaluations.typical(node_ids, self._evaluation_round)
         return max(LEAST_DEADLINE, 3 * float(seconds.max()))
 
@@ -219,7 +238,7 @@ class StagedGrid(Grid):
 
     def ttl(self, deadline: float | None) -> float:
         """Return how long a message lives, so that it outlives its round."""
-        if deadline is None or self.virtual or deadline == float("inf"):
+        if deadline is None or self.virtual or deadline == math.inf:
             return _TTL
         return max(_LEAST_TTL, 3 * deadline)
 
@@ -227,7 +246,6 @@ class StagedGrid(Grid):
         self,
         messages: list[Message],
         server_round: int,
-        ttl: float,
         dispatches: list[tuple[Dispatch, Assignment]] | None = None,
     ) -> list[Sent | None]:
         """Push messages and expect their replies.
@@ -238,8 +256,6 @@ class StagedGrid(Grid):
             One per node.
         server_round : int
             The round that they belong to.
-        ttl : float
-            Their time to live, seconds.
         dispatches : list[tuple[Dispatch, Assignment]], optional
             What each message asks for, if they are assignments.
 
@@ -267,7 +283,7 @@ class StagedGrid(Grid):
                     node_id=node_id,
                     server_round=server_round,
                     at=self.now,
-                    expires=time.monotonic() + ttl,
+                    expires=time.monotonic() + message.metadata.ttl,
                     dispatch=dispatch,
                     assignment=assignment,
                 )
@@ -294,9 +310,12 @@ class StagedGrid(Grid):
         if not self.virtual:
             self.refresh()
             until = min(until, self.now + _LIST_EVERY)
+        asked_until = time.monotonic()
         arrival = self._arrivals.next(until)
         if arrival is not None:
             self._note(arrival)
+        elif self.virtual:  # whoever answers at all has answered
+            self._settled_at = asked_until
         return arrival
 
     def gone(self) -> list[int]:
@@ -311,15 +330,17 @@ class StagedGrid(Grid):
         self._listed_at = time.monotonic()
         joined, gone = self.fleet.listed(self._grid.get_node_ids())
         self._gone += gone
+        for node_id in gone:
+            self._refusals.pop(node_id, None)
         for sent in self._arrivals.expired():
             if sent.node_id in self.fleet:
-                # It may still be at work: only its answer to a question shows that it
-                # is not.
                 self.fleet[sent.node_id].jobs.discard(sent.message_id)
                 joined.append(sent.node_id)
-        self._ask(joined)
+        # A node whose message expired may still be at work: only its answer to a
+        # question shows that it is not.
+        self._ask(sorted(set(joined)))
 
-    def gather(self, least: int, timeout: float) -> None:
+    def gather(self, least: int, timeout: float | None = None) -> None:
         """Wait until enough nodes have said what they hold.
 
         Nodes that stay silent much longer than the first to answer are left out; they
@@ -329,42 +350,49 @@ class StagedGrid(Grid):
         ----------
         least : int
             Number of nodes needed.
-        timeout : float
-            Seconds to wait at most.
+        timeout : float, optional
+            Seconds to wait at most; by default those of the run.
 
         Raises
         ------
         FlowerExtError
             If there are not enough in time; the message says what nodes replied.
         """
+        limit = self._timeout if timeout is None else timeout
         start = time.monotonic()
-        first: float | None = None
         told = 0.0
         while True:
+            if self.virtual:
+                self._listed_at = -_LIST_EVERY
             self.refresh()
             known = len(self.fleet.nodes)
             waited = time.monotonic() - start
-            if known and first is None:
-                first = waited
-            silent = self.fleet.unanswered
-            if known >= least and (
-                not silent
-                or (first is not None and waited > first + _GRACE * max(first, 1.0))
-            ):
+            if known and self._first_answer is None:
+                self._first_answer = waited
+            silent = [
+                n for n in self.fleet.unanswered if n.node_id not in self._refusals
+            ]
+            if known >= least and not any(self._hopeful(n.asked) for n in silent):
                 return
-            if waited > timeout or (
-                self._refusals and not known and not set(silent) - set(self._refusals)
-            ):
+            if waited > limit or (self._refusals and not known and not silent):
                 raise FlowerExtError(self._too_few(least, known, waited))
             if waited - told > 5:
                 told = waited
                 log(INFO, "Waiting for nodes: %d of %d are ready", known, least)
-            if self.virtual:
-                self._listed_at = -_LIST_EVERY
-                time.sleep(0.0 if silent else 0.2)
-            arrival = self.receive(self.now if self.virtual else self.now + 0.1)
-            while arrival is not None and self.virtual:
-                arrival = self.receive(self.now)
+            if self.virtual and not silent:
+                time.sleep(min(0.2, limit))
+            until = self.now if self.virtual else self.now + min(0.1, limit)
+            arrival = self.receive(until)
+            while arrival is not None:
+                self.note_late(arrival)
+                arrival = self.receive(self.now) if self.virtual else None
+
+    def _hopeful(self, asked: float) -> bool:
+        """Return whether a node asked then may be about to say what it holds."""
+        if self.virtual:
+            return asked > self._settled_at
+        first = self._first_answer or 0.0
+        return time.monotonic() - asked <= first + _GRACE * max(first, 1.0)
 
     def close(self) -> None:
         """Stop looking for replies."""
@@ -388,36 +416,58 @@ class StagedGrid(Grid):
             )
             for node_id in node_ids
         ]
-        self.push(messages, 0, ttl=_TTL)
+        for sent in self.push(messages, 0):
+            if sent and sent.node_id in self.fleet:
+                node = self.fleet[sent.node_id]
+                node.asked = node.asked or time.monotonic()
 
     def _note(self, arrival: Arrival) -> None:
-        """Free the node, and learn from an answer or a late reply."""
+        """Free the node, and learn from what it says that it holds."""
         sent, message = arrival.sent, arrival.message
-        if message.has_error() and message.error.code == ErrorCode.NODE_UNAVAILABLE:
+        code = message.error.code if message.has_error() else None
+        if code == ErrorCode.NODE_UNAVAILABLE:
             self._forget(sent.node_id)
-        if sent.node_id in self.fleet:
-            self.fleet[sent.node_id].jobs.discard(sent.message_id)
-            if sent.server_round == 0:
-                self._note_holdings(sent.node_id, message)
+        if sent.node_id not in self.fleet:
+            return
+        self.fleet[sent.node_id].jobs.discard(sent.message_id)
+        if code in _EXPIRED:
+            # Says nothing of the node, which may be at work on the message still.
+            self._ask([sent.node_id])
+        elif sent.server_round == 0:
+            self._note_holdings(sent.node_id, message)
 
     def note_late(self, arrival: Arrival) -> None:
-        """Enter the reply to an earlier round's assignment into the history."""
+        """Enter the reply to an assignment whose round is over into the history."""
         sent, message = arrival.sent, arrival.message
-        if sent.assignment is None or message.has_error():
+        if sent.assignment is None:
             return
-        self.late += 1
+        if message.has_error():
+            log(
+                WARNING,
+                "Node %d failed on round %d, which is over (code %d): %s",
+                sent.node_id,
+                sent.server_round,
+                message.error.code,
+                message.error.reason,
+            )
+            return
+        self._late += 1
         try:
             summary = summary_of(message, sent.assignment)
+            self.history.completed(
+                sent.node_id,
+                sent.server_round,
+                len(sent.assignment.partitions),
+                sum(summary.compute_seconds),
+                arrival.at - sent.at,
+            )
         except InvalidInputError as error:
             log(WARNING, "Late reply of node %d is of no use: %s", sent.node_id, error)
-            return
-        self.history.completed(
-            sent.node_id,
-            sent.server_round,
-            len(sent.assignment.partitions),
-            sum(summary.compute_seconds),
-            arrival.at - sent.at,
-        )
+
+    def late(self) -> int:
+        """Return the number of late replies since the last call."""
+        late, self._late = self._late, 0
+        return late
 
     def _note_holdings(self, node_id: int, message: Message) -> None:
         try:

@@ -31,7 +31,8 @@ class SingleStagePlan(RoundPlan):
     """One round under a one-stage gradient code.
 
     The cyclic, fractional and uncoded codes have as many columns as workers; each
-    column is then a block of neighbouring partitions.
+    column is then a block of neighbouring partitions. With too few idle workers for
+    the stragglers that it shall tolerate, the plan waits for more before it begins.
 
     Parameters
     ----------
@@ -122,8 +123,8 @@ class SingleStagePlan(RoundPlan):
 
     def _launch(self, at: float) -> list[Dispatch]:
         workers = list(self._idle)
-        self.hungry = not workers
-        if not workers:
+        self.hungry = not self._enough()
+        if self.hungry:
             return []
         seconds, overhead = self.history.typical(workers, self.server_round)
         matrix = self._matrix(workers, np.maximum(seconds, 1e-9))
@@ -146,6 +147,16 @@ class SingleStagePlan(RoundPlan):
             self._deadline = max(LEAST_DEADLINE, 10.0 * expected)
         return sent
 
+    def _enough(self) -> bool:
+        """Return whether the idle workers suffice for the code, or more must come."""
+        if self.family != "heterogeneity-aware":
+            return len(self._idle) > self.stragglers
+        copies = dict.fromkeys(self.partitions, 0)
+        for held in self._idle.values():
+            for partition in copies.keys() & set(held):
+                copies[partition] += 1
+        return min(copies.values()) > self.stragglers
+
     def _matrix(self, workers: list[int], seconds: Floats) -> Floats:
         """Build the encoding matrix, workers × partitions, rows of zeros allowed."""
         if self.family == "heterogeneity-aware":
@@ -158,11 +169,6 @@ class SingleStagePlan(RoundPlan):
         count = len(workers)
         if self.family == "fractional":
             count -= count % (self.stragglers + 1)
-        if count <= self.stragglers:
-            raise InvalidInputError(
-                f"The {self.family} code for {self.stragglers} stragglers needs more "
-                f"than {self.stragglers} idle workers, got {len(workers)}."
-            )
         if self.family == "uncoded":
             blocks = Uncoded(count).matrix
         elif self.family == "cyclic":
