@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from flwr.app import (
     Context,
     Message,
     MetricRecord,
+    MetricRecordValues,
     RecordDict,
     UserConfig,
 )
@@ -62,17 +64,18 @@ def make_train() -> Callable[..., Message]:
         arrays: ArrayRecord,
         partitions: tuple[int, ...] = (),
         coefficients: tuple[float, ...] = (),
-        **fields: object,
+        **fields: Any,
     ) -> Message:
-        records = {"arrays": arrays, "config": ConfigRecord({"server-round": 2})}
+        config = ConfigRecord({"server-round": 2})
+        content = RecordDict({"arrays": arrays, "config": config})
         if partitions:
             assignment = Assignment(
                 partitions,
                 coefficients or (1.0,) * len(partitions),
                 **{"num_partitions": 4, "server_round": 2, "seed": 7, **fields},
             )
-            records[ASSIGNMENT_KEY] = ConfigRecord(assignment.to_config())
-        message = Message(RecordDict(records), dst_node_id=77, message_type="train")
+            content[ASSIGNMENT_KEY] = ConfigRecord(assignment.to_config())
+        message = Message(content, dst_node_id=77, message_type="train")
         message.metadata.__dict__["_message_id"] = "the-message"
         return message
 
@@ -83,7 +86,9 @@ def make_train() -> Callable[..., Message]:
 def reply_with() -> Callable[..., Message]:
     """Return a function that makes a train function's reply."""
 
-    def make(msg: Message, arrays: ArrayRecord, **metrics: object) -> Message:
+    def make(
+        msg: Message, arrays: ArrayRecord, **metrics: MetricRecordValues
+    ) -> Message:
         content = RecordDict(
             {
                 "arrays": arrays,

@@ -2,6 +2,8 @@
 
 import logging
 import random
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -9,17 +11,23 @@ from flwr.app import (
     Array,
     ArrayRecord,
     ConfigRecord,
+    Context,
     Error,
     Message,
     MetricRecord,
+    MetricRecordValues,
     RecordDict,
+    UserConfigValue,
 )
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from numpy.typing import NDArray
 
 from flower_ext.clients import (
     CodedClientApp,
     CodedMod,
+    PartitionTask,
     coded_mod,
     current_partition_task,
 )
@@ -33,36 +41,43 @@ def received() -> ArrayRecord:
 
 
 @pytest.fixture
-def flwr_log(caplog, monkeypatch):
+def flwr_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
     """Let pytest see Flower's logger, which does not propagate."""
     monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     return caplog
 
 
-def app_that_returns(arrays, metrics, **records) -> CodedClientApp:
+def app_that_returns(
+    arrays: ArrayRecord, metrics: dict[str, MetricRecordValues], **records: ArrayRecord
+) -> CodedClientApp:
     app = CodedClientApp(partitions="all")
 
     @app.train()
-    def train(msg, context):
-        content = {"arrays": arrays, "metrics": MetricRecord(metrics), **records}
-        return Message(RecordDict(content), reply_to=msg)
+    def train(msg: Message, context: Context) -> Message:
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
+        content.update(records)
+        return Message(content, reply_to=msg)
 
     return app
 
 
-def test_evaluate_and_query_pass_untouched(make_context):
+def test_evaluate_and_query_pass_untouched(
+    make_context: Callable[..., Context],
+) -> None:
     app = CodedClientApp()
-    seen = []
+    seen: list[object] = []
 
     @app.lifespan()
-    def lifespan(context):
+    def lifespan(context: Context) -> Iterator[None]:
         seen.append("enter")
         yield
         seen.append("leave")
 
     @app.evaluate("special")
     @app.query()
-    def answer(msg, context):
+    def answer(msg: Message, context: Context) -> Message:
         seen.extend([msg, context])
         return Message(msg.content, reply_to=msg)
 
@@ -79,25 +94,29 @@ def test_evaluate_and_query_pass_untouched(make_context):
 
 
 def test_mods_run_once_per_partition_under_the_coded_mod(
-    make_context, make_train, reply_with, received
-):
-    seen = []
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    reply_with: Callable[..., Message],
+    received: ArrayRecord,
+) -> None:
+    seen: list[tuple[PartitionTask | None, UserConfigValue]] = []
 
-    def watch(msg, context, call_next):
+    def watch(msg: Message, context: Context, call_next: ClientAppCallable) -> Message:
         seen.append((current_partition_task(), context.node_config["partition-id"]))
         return call_next(msg, context)
 
     app = CodedClientApp(mods=[watch], partitions="0-3")
 
     @app.train("warm", mods=[watch])
-    def train(msg, context):
-        return reply_with(msg, msg.content["arrays"])
+    def train(msg: Message, context: Context) -> Message:
+        return reply_with(msg, msg.content.array_records["arrays"])
 
     message = make_train(received, (2, 0), virtual=True)
     message.metadata.message_type = "train.warm"
     app(message, make_context({"partition-id": 1}))
     assert [partition for _, partition in seen] == [2, 2, 0, 0]
     task = seen[0][0]
+    assert task is not None
     assert (task.server_round, task.partition, task.worker) == (2, 2, 1)
     assert (task.seed, task.virtual) == (7, True)
     assert current_partition_task() is None
@@ -105,29 +124,37 @@ def test_mods_run_once_per_partition_under_the_coded_mod(
 
 @pytest.mark.parametrize("mod", [coded_mod, CodedMod(partitions="all")])
 def test_coded_mod_makes_an_app_coded(
-    make_context, make_train, reply_with, received, mod
-):
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    reply_with: Callable[..., Message],
+    received: ArrayRecord,
+    mod: Mod,
+) -> None:
     app = ClientApp(mods=[mod])
 
     @app.train()
-    def train(msg, context):
-        return reply_with(msg, msg.content["arrays"])
+    def train(msg: Message, context: Context) -> Message:
+        return reply_with(msg, msg.content.array_records["arrays"])
 
     context = make_context({"partition-id": 1})
     reply = app(make_train(received, (1,)), context)
-    assert reply.content["metrics"]["flower-ext.examples"] == [1.0]
+    assert reply.content.metric_records["metrics"]["flower-ext.examples"] == [1.0]
 
 
-def test_coded_mod_within_itself_is_refused(make_context, make_train, received):
+def test_coded_mod_within_itself_is_refused(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    received: ArrayRecord,
+) -> None:
     app = ClientApp(mods=[coded_mod, CodedMod()])
     app.train()(lambda msg, context: pytest.fail("reached"))
     with pytest.raises(InvalidInputError, match="list it once"):
         app(make_train(received), make_context({"partition-id": 1}))
 
 
-def test_unsuitable_apps_are_refused():
+def test_unsuitable_apps_are_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"@app\.train\(\)"):
-        CodedClientApp(lambda context: None)
+        CodedClientApp(lambda context: None)  # type: ignore[arg-type]
     for mod in (coded_mod, CodedMod()):
         with pytest.raises(InvalidInputError, match="has the coded mod already"):
             CodedClientApp(mods=[mod])
@@ -137,12 +164,16 @@ def test_unsuitable_apps_are_refused():
         CodedClientApp(mods=[LocalDpMod(1.0, 1.0, 1.0, 0.1)])
 
 
-def test_error_reply_is_passed_through(make_context, make_train, received):
+def test_error_reply_is_passed_through(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    received: ArrayRecord,
+) -> None:
     app = CodedClientApp(partitions="all")
     calls = []
 
     @app.train()
-    def train(msg, context):
+    def train(msg: Message, context: Context) -> Message:
         calls.append(context.node_config["partition-id"])
         return Message(Error(400, "no data"), reply_to=msg)
 
@@ -152,11 +183,15 @@ def test_error_reply_is_passed_through(make_context, make_train, received):
     assert calls == [1]
 
 
-def test_exception_leaves_the_context_as_it_was(make_context, make_train, received):
+def test_exception_leaves_the_context_as_it_was(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    received: ArrayRecord,
+) -> None:
     app = CodedClientApp(partitions="all")
 
     @app.train()
-    def train(msg, context):
+    def train(msg: Message, context: Context) -> Message:
         raise RuntimeError("out of memory")
 
     context = make_context({"partition-id": 1})
@@ -176,17 +211,28 @@ def test_exception_leaves_the_context_as_it_was(make_context, make_train, receiv
         ({"num-examples": [1, 2]}, r"partition 3 is \[1, 2\]"),
     ],
 )
-def test_bad_number_of_examples(make_context, make_train, received, metrics, text):
+def test_bad_number_of_examples(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    received: ArrayRecord,
+    metrics: dict[str, MetricRecordValues],
+    text: str,
+) -> None:
     app = app_that_returns(received, metrics)
     with pytest.raises(InvalidInputError, match=text):
         app(make_train(received, (3,)), make_context())
 
 
-def test_weighted_by_key_names_the_metric(make_context, make_train, received):
+def test_weighted_by_key_names_the_metric(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    received: ArrayRecord,
+) -> None:
     app = app_that_returns(received, {"num-examples": 1, "tokens": 40})
     message = make_train(received, (3,), (0.5,), weighted_by_key="tokens")
     reply = app(message, make_context())
-    assert reply.content["metrics"]["flower-ext.weighted-examples"] == 20.0
+    metrics = reply.content.metric_records["metrics"]
+    assert metrics["flower-ext.weighted-examples"] == 20.0
 
 
 @pytest.mark.parametrize(
@@ -200,14 +246,24 @@ def test_weighted_by_key_names_the_metric(make_context, make_train, received):
         ({"w": np.full((2, 3), 2e38)}, "'w' overflows float32"),
     ],
 )
-def test_bad_arrays(make_context, make_train, received, arrays, text):
+def test_bad_arrays(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    received: ArrayRecord,
+    arrays: dict[str, NDArray[Any]],
+    text: str,
+) -> None:
     record = ArrayRecord({key: Array(array) for key, array in arrays.items()})
     app = app_that_returns(record, {"num-examples": 8})
     with pytest.raises(InvalidInputError, match=text):
         app(make_train(received, (3,)), make_context())
 
 
-def test_bad_records(make_context, make_train, received):
+def test_bad_records(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    received: ArrayRecord,
+) -> None:
     extra = {"more": ArrayRecord([np.ones(1)])}
     app = app_that_returns(received, {"num-examples": 1}, **extra)
     with pytest.raises(InvalidInputError, match=r"exactly one.*'arrays', 'more'"):
@@ -221,11 +277,15 @@ def test_bad_records(make_context, make_train, received):
         app(message, make_context())
 
 
-def test_record_names_must_stay(make_context, make_train, received):
+def test_record_names_must_stay(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    received: ArrayRecord,
+) -> None:
     app = CodedClientApp(partitions="all")
 
     @app.train()
-    def train(msg, context):
+    def train(msg: Message, context: Context) -> Message:
         name = f"model-{context.node_config['partition-id']}"
         metrics = MetricRecord({"num-examples": 1})
         return Message(RecordDict({name: received, "m": metrics}), reply_to=msg)
@@ -235,18 +295,24 @@ def test_record_names_must_stay(make_context, make_train, received):
 
 
 def test_change_of_state_is_kept_and_warned_of_once(
-    make_context, make_train, reply_with, received, flwr_log, monkeypatch
-):
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    reply_with: Callable[..., Message],
+    received: ArrayRecord,
+    flwr_log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(StateWatch, "_warned", False)
     app = CodedClientApp(partitions="all")
 
     @app.train()
-    def train(msg, context):
-        count = context.state.get("count", ConfigRecord({"calls": [0]}))
+    def train(msg: Message, context: Context) -> Message:
+        fresh = ConfigRecord({"calls": [0]})
+        count = context.state.config_records.get("count", fresh)
         if context.run_config["stateful"]:
-            count["calls"][0] += 1
+            cast(list[int], count["calls"])[0] += 1
             context.state = RecordDict({"count": count})
-        return reply_with(msg, msg.content["arrays"])
+        return reply_with(msg, msg.content.array_records["arrays"])
 
     context = make_context(run_config={"stateful": False})
     context.state["model"] = ArrayRecord([np.ones(2)])
@@ -255,12 +321,17 @@ def test_change_of_state_is_kept_and_warned_of_once(
     context.run_config["stateful"] = True
     app(make_train(received, (0, 1)), context)
     app(make_train(received, (2,)), context)
-    assert context.state["count"]["calls"] == [3]
+    assert context.state.config_records["count"]["calls"] == [3]
     assert flwr_log.text.count("changed `context.state`") == 1
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "7", True])
-def test_bad_run_seed(make_context, make_train, received, seed):
+def test_bad_run_seed(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    received: ArrayRecord,
+    seed: UserConfigValue,
+) -> None:
     app = app_that_returns(received, {"num-examples": 1})
     with pytest.raises(InvalidInputError, match="run-config 'seed'"):
         app(make_train(received), make_context(run_config={"seed": seed}))

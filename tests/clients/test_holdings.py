@@ -1,11 +1,21 @@
 """Holdings are declared, parsed and answered for; nothing is assumed."""
 
+from collections.abc import Callable
+
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    ConfigRecordValues,
+    Context,
+    Message,
+    RecordDict,
+    UserConfig,
+)
 from flwr.common.serde import message_from_proto, message_to_proto
 
 from flower_ext.clients import CodedClientApp, CodedMod
-from flower_ext.clients.holdings import parse_partitions
+from flower_ext.clients.holdings import Declaration, PartitionSpec, parse_partitions
 from flower_ext.coding.assignment import HOLDINGS_KEY
 from flower_ext.errors import InvalidInputError
 
@@ -23,28 +33,33 @@ from flower_ext.errors import InvalidInputError
         (" all ", "all"),
     ],
 )
-def test_parse(spec, partitions):
+def test_parse(spec: PartitionSpec, partitions: tuple[int, ...] | str) -> None:
     assert parse_partitions(spec) == partitions
 
 
 @pytest.mark.parametrize(
     "spec", ["", "3-0", "-1", "1,,2", "one", "0-x", -1, [0, -1], [1.5], [True], ["0"]]
 )
-def test_parse_names_what_it_cannot_read(spec):
+def test_parse_names_what_it_cannot_read(spec: PartitionSpec) -> None:
     with pytest.raises(InvalidInputError, match="Partitions must be") as error:
         parse_partitions(spec)
     assert repr(spec) in str(error.value)
 
 
-def ask(app, context, **request):
-    content = RecordDict({HOLDINGS_KEY: ConfigRecord(request), "arrays": ArrayRecord()})
+def ask(
+    app: CodedClientApp, context: Context, **request: int
+) -> dict[str, ConfigRecordValues]:
+    question = ConfigRecord({**request})
+    content = RecordDict({HOLDINGS_KEY: question, "arrays": ArrayRecord()})
     reply = app(Message(content, dst_node_id=1, message_type="train"), context)
     reply = message_from_proto(message_to_proto(reply))
     assert set(reply.content) == {HOLDINGS_KEY}
-    return dict(reply.content[HOLDINGS_KEY])
+    return dict(reply.content.config_records[HOLDINGS_KEY])
 
 
-def answer(partitions, number, worker, holds_all=False):
+def answer(
+    partitions: list[int], number: int, worker: int, holds_all: bool = False
+) -> dict[str, ConfigRecordValues]:
     return {
         "partitions": partitions,
         "all": holds_all,
@@ -73,14 +88,19 @@ def answer(partitions, number, worker, holds_all=False):
     ],
 )
 def test_request_is_answered_before_the_app(
-    make_context, declared, node_config, expected
-):
+    make_context: Callable[..., Context],
+    declared: Declaration | None,
+    node_config: UserConfig,
+    expected: dict[str, ConfigRecordValues],
+) -> None:
     app = CodedClientApp(partitions=declared)
     app.train()(lambda msg, context: pytest.fail("reached"))
     assert ask(app, make_context(node_config)) == expected
 
 
-def test_number_of_partitions_of_the_request_goes_first(make_context):
+def test_number_of_partitions_of_the_request_goes_first(
+    make_context: Callable[..., Context],
+) -> None:
     app = CodedClientApp(partitions="all")
     app.train()(lambda msg, context: pytest.fail("reached"))
     context = make_context({"num-partitions": 3})
@@ -89,7 +109,9 @@ def test_number_of_partitions_of_the_request_goes_first(make_context):
         ask(app, context, **{"num-partitions": -2})
 
 
-def test_partition_that_is_not_held_is_refused(make_context, make_train):
+def test_partition_that_is_not_held_is_refused(
+    make_context: Callable[..., Context], make_train: Callable[..., Message]
+) -> None:
     app = CodedClientApp()
     app.train()(lambda msg, context: pytest.fail("reached"))
     message = make_train(ArrayRecord(), (0, 1, 3))
@@ -107,14 +129,16 @@ def test_partition_that_is_not_held_is_refused(make_context, make_train):
         ({"num-partitions": "many"}, "got 'many'"),
     ],
 )
-def test_bad_node_config(make_context, node_config, text):
+def test_bad_node_config(
+    make_context: Callable[..., Context], node_config: UserConfig, text: str
+) -> None:
     app = CodedClientApp()
     app.train()(lambda msg, context: pytest.fail("reached"))
     with pytest.raises(InvalidInputError, match=text):
         ask(app, make_context(node_config))
 
 
-def test_bad_declaration_is_refused_at_once():
+def test_bad_declaration_is_refused_at_once() -> None:
     for make in (CodedClientApp, CodedMod):
         with pytest.raises(InvalidInputError, match="'0-'"):
             make(partitions="0-")

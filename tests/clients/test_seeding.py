@@ -16,7 +16,7 @@ def draws(*key: int) -> tuple[float, float, float]:
     return random.random(), drawn_by_numpy, torch.rand(1).item()
 
 
-def test_draws_are_a_function_of_the_key():
+def test_draws_are_a_function_of_the_key() -> None:
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**63 - 1, 10**6, 10**4)]
     first = {key: draws(*key) for key in keys}
     assert {key: draws(*key) for key in reversed(keys)} == first
@@ -24,6 +24,6 @@ def test_draws_are_a_function_of_the_key():
 
 
 @pytest.mark.parametrize("key", [(-1, 0, 0), (0, -1, 0), (0, 0, -1)])
-def test_negative_numbers_are_named(key):
+def test_negative_numbers_are_named(key: tuple[int, int, int]) -> None:
     with pytest.raises(InvalidInputError, match=r"at least 0, got .*-1"):
         seed_partition(*key)

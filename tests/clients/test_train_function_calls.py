@@ -1,18 +1,25 @@
 """How the train function is called: fresh arguments, its own partition, any dtype."""
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from numpy.typing import NDArray
 
 from flower_ext.clients import CodedClientApp
 from flower_ext.coding.assignment import ASSIGNMENT_KEY
 from flower_ext.coding.payload import apply_update
 
 
-def test_every_dtype_survives(make_context, make_train, reply_with):
-    arrays = {
+def test_every_dtype_survives(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    reply_with: Callable[..., Message],
+) -> None:
+    arrays: dict[str, NDArray[Any]] = {
         "half": np.array([1.0, 2.0], np.float16),
         "double": np.array([[1.0]], np.float64),
         "count": np.array(5, np.int64),
@@ -25,8 +32,9 @@ def test_every_dtype_survives(make_context, make_train, reply_with):
     app = CodedClientApp(partitions="all")
 
     @app.train()
-    def train(msg, context):
-        trained = {k: a.numpy() for k, a in msg.content["arrays"].items()}
+    def train(msg: Message, context: Context) -> Message:
+        sent = msg.content.array_records["arrays"]
+        trained = {k: a.numpy() for k, a in sent.items()}
         trained = {
             k: ~a if a.dtype == bool else a + np.ones_like(a)
             for k, a in trained.items()
@@ -34,7 +42,8 @@ def test_every_dtype_survives(make_context, make_train, reply_with):
         record = ArrayRecord({k: Array(np.asarray(a)) for k, a in trained.items()})
         return reply_with(msg, record, **{"num-examples": 70000})
 
-    reply = app(make_train(received, (0, 1)), make_context()).content["arrays"]
+    content = app(make_train(received, (0, 1)), make_context()).content
+    reply = content.array_records["arrays"]
     widened = {"half": "float32", "count": "float64", "byte": "float64"}
     for key, array in arrays.items():
         total = reply[key].numpy()
@@ -48,20 +57,24 @@ def test_every_dtype_survives(make_context, make_train, reply_with):
         np.testing.assert_array_equal(moved, expected)
 
 
-def test_partitions_do_not_leak_into_each_other(make_context, make_train, reply_with):
+def test_partitions_do_not_leak_into_each_other(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    reply_with: Callable[..., Message],
+) -> None:
     """A train function may change content, context and metadata as it likes."""
     received = ArrayRecord([np.zeros(3)])
     app = CodedClientApp(partitions="all")
-    seen = []
+    seen: list[tuple[set[str], dict[str, Any], dict[str, Any], RecordDict]] = []
 
     @app.train()
-    def train(msg, context):
-        config = msg.content["config"]
+    def train(msg: Message, context: Context) -> Message:
+        config = msg.content.config_records["config"]
         node = dict(context.node_config)
         seen.append((set(msg.content), dict(config), node, context.state))
         config["server-round"] = 99
         msg.metadata.group_id = "changed"
-        arrays = msg.content["arrays"]
+        arrays = msg.content.array_records["arrays"]
         start = arrays["0"].numpy()
         arrays["0"].data = Array(start + 1).data
         context.node_config["partition-id"] = 1000
@@ -76,7 +89,9 @@ def test_partitions_do_not_leak_into_each_other(make_context, make_train, reply_
         assert config == {"server-round": 2}
         assert node == {"partition-id": partition, "num-partitions": 4, "role": "edge"}
         assert state is context.state
-    np.testing.assert_array_equal(reply.content["arrays"]["0"].numpy(), 2 * np.ones(3))
+    np.testing.assert_array_equal(
+        reply.content.array_records["arrays"]["0"].numpy(), 2 * np.ones(3)
+    )
     assert context.node_config == {
         "partition-id": 0,
         "num-partitions": 9,
@@ -88,37 +103,46 @@ def test_partitions_do_not_leak_into_each_other(make_context, make_train, reply_
 
 
 def test_reply_is_matched_by_name_among_several_arrays(
-    make_context, make_train, reply_with
-):
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    reply_with: Callable[..., Message],
+) -> None:
     app = CodedClientApp(partitions="all")
 
     @app.train()
-    def train(msg, context):
-        arrays = ArrayRecord([msg.content["arrays"]["0"].numpy() + 5])
+    def train(msg: Message, context: Context) -> Message:
+        start = msg.content.array_records["arrays"]["0"].numpy()
+        arrays = ArrayRecord([start + 5])
         return reply_with(msg, arrays)
 
     message = make_train(ArrayRecord([np.ones(2)]), (0,))
     message.content["teacher"] = ArrayRecord([np.zeros(7)])
     reply = app(message, make_context())
-    np.testing.assert_array_equal(reply.content["arrays"]["0"].numpy(), [5.0, 5.0])
+    np.testing.assert_array_equal(
+        reply.content.array_records["arrays"]["0"].numpy(), [5.0, 5.0]
+    )
 
 
-def test_plain_train_message_is_left_to_the_app(make_context, make_train, reply_with):
+def test_plain_train_message_is_left_to_the_app(
+    make_context: Callable[..., Context],
+    make_train: Callable[..., Message],
+    reply_with: Callable[..., Message],
+) -> None:
     app = CodedClientApp()
     draws = []
 
     @app.train()
-    def train(msg, context):
+    def train(msg: Message, context: Context) -> Message:
         drawn_by_numpy = np.random.random()  # noqa: NPY002
         draws.append((random.random(), drawn_by_numpy, torch.rand(1).item()))
-        reply = reply_with(msg, msg.content["arrays"])
+        reply = reply_with(msg, msg.content.array_records["arrays"])
         reply.content["extra"] = ConfigRecord({"kept": True})
         return reply
 
     message = make_train(ArrayRecord([np.ones(2)]))
     reply = app(message, make_context({"partition-id": 3}, {"seed": 7}))
     assert set(reply.content) == {"arrays", "metrics", "extra"}
-    assert dict(reply.content["metrics"]) == {"num-examples": 1}
+    assert dict(reply.content.metric_records["metrics"]) == {"num-examples": 1}
     app(make_train(ArrayRecord([np.ones(2)]), (3,)), make_context({"partition-id": 3}))
     assert draws[0] == draws[1]
     app(message, make_context({"partition-id": 3}))

@@ -2,47 +2,51 @@
 
 import itertools
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from flower_ext.coding import HeterogeneityAware, decode
 from flower_ext.coding.coefficients import colour_workers
 from flower_ext.errors import InvalidInputError
 
 
-def loads(code):
-    return (code.matrix != 0).sum(axis=1)
+def loads(code: HeterogeneityAware) -> NDArray[np.int64]:
+    counts: NDArray[np.int64] = (code.matrix != 0).sum(axis=1)
+    return counts
 
 
-def test_loads_follow_speed():
+def test_loads_follow_speed() -> None:
     # 12 replicas over speeds 1, 2, 3: two, four and six partitions, 2 units of time.
     code = HeterogeneityAware([range(6)] * 3, speeds=[1, 2, 3], stragglers=1)
     np.testing.assert_array_equal(loads(code), [2, 4, 6])
 
 
-def test_a_load_never_exceeds_the_number_of_partitions():
+def test_a_load_never_exceeds_the_number_of_partitions() -> None:
     # The fast worker can take each partition once; the other two share the rest.
     code = HeterogeneityAware([range(4)] * 3, speeds=[1, 1, 100], stragglers=1)
     np.testing.assert_array_equal(loads(code), [2, 2, 4])
 
 
-def test_a_worker_too_slow_to_help_has_a_row_of_zeros():
+def test_a_worker_too_slow_to_help_has_a_row_of_zeros() -> None:
     code = HeterogeneityAware([range(2)] * 3, speeds=[1, 1, 1e-3], stragglers=1)
     np.testing.assert_array_equal(loads(code), [2, 2, 0])
     np.testing.assert_array_equal(code.matrix[2], 0)
 
 
-def test_load_is_passed_on_along_a_chain():
+def test_load_is_passed_on_along_a_chain() -> None:
     # Worker 0 can only be relieved through worker 1, which hands partition 3 to 2.
     holdings = [{0, 1}, {0, 1, 2}, {2, 3}, {3}]
     code = HeterogeneityAware(holdings, speeds=[1, 1, 1, 1], stragglers=0)
     np.testing.assert_array_equal(loads(code), [1, 1, 1, 1])
 
 
-def test_equal_speeds_give_equal_groups():
+def test_equal_speeds_give_equal_groups() -> None:
     code = HeterogeneityAware([range(4)] * 4, speeds=[1] * 4, stragglers=1)
     assert np.unique(code.matrix, axis=0).shape == (2, 4)
     assert set(code.matrix.ravel()) == {0.0, 1.0}
@@ -50,7 +54,9 @@ def test_equal_speeds_give_equal_groups():
 
 @settings(deadline=None, max_examples=80)
 @given(data=st.data())
-def test_any_pattern_tolerates_any_stragglers_within_its_holdings(data):
+def test_any_pattern_tolerates_any_stragglers_within_its_holdings(
+    data: st.DataObject,
+) -> None:
     workers = data.draw(st.integers(1, 9))
     stragglers = data.draw(st.integers(0, min(3, workers - 1)))
     partitions = data.draw(st.integers(1, 10))
@@ -71,7 +77,9 @@ def test_any_pattern_tolerates_any_stragglers_within_its_holdings(data):
         np.testing.assert_allclose(weights @ code.matrix, 1, atol=1e-8)
 
 
-def shortest_time(holders, speeds, copies):
+def shortest_time(
+    holders: list[NDArray[np.int64]], speeds: NDArray[np.float64], copies: int
+) -> float:
     """Try every placement and return the shortest completion time."""
     best = np.inf
     choices = [itertools.combinations(h, copies) for h in holders]
@@ -83,7 +91,7 @@ def shortest_time(holders, speeds, copies):
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), copies=st.integers(1, 2))
-def test_the_loads_are_optimal(seed, copies):
+def test_the_loads_are_optimal(seed: int, copies: int) -> None:
     rng = np.random.default_rng(seed)
     workers, partitions = 4, 5
     holders = [
@@ -97,12 +105,12 @@ def test_the_loads_are_optimal(seed, copies):
     assert (loads(code) / speeds).max() == pytest.approx(expected)
 
 
-def test_colours_differ_where_a_partition_is_shared():
+def test_colours_differ_where_a_partition_is_shared() -> None:
     supports = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
     np.testing.assert_array_equal(colour_workers(supports, 5), [0, 1, 0, 1, 0])
 
 
-def test_a_thousand_workers_are_placed_in_a_moment():
+def test_a_thousand_workers_are_placed_in_a_moment() -> None:
     speeds = np.random.default_rng(0).uniform(0.3, 3, 1000)
     start = time.perf_counter()
     code = HeterogeneityAware([range(4000)] * 1000, speeds, stragglers=1)
@@ -126,12 +134,12 @@ def test_a_thousand_workers_are_placed_in_a_moment():
         (([], [], 0), "number of holdings' must be at least 1"),
     ],
 )
-def test_bad_values_are_named(arguments, message):
+def test_bad_values_are_named(arguments: tuple[Any, Any, int], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         HeterogeneityAware(*arguments)
 
 
-def test_holdings_may_be_any_iterables():
-    held = [(0, 1), np.array([0, 1]), iter([0, 1]), {0, 1}]
+def test_holdings_may_be_any_iterables() -> None:
+    held: list[Iterable[int]] = [(0, 1), np.array([0, 1]), iter([0, 1]), {0, 1}]
     code = HeterogeneityAware(held, [1, 1, 1, 1], stragglers=1)
     assert code.partitions == 2

@@ -1,12 +1,14 @@
 """Decoding reply by reply: the same answers as all at once, at the right moment."""
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from flower_ext.coding import (
     CyclicRepetition,
@@ -18,14 +20,14 @@ from flower_ext.coding import (
 from flower_ext.errors import InvalidInputError
 
 
-def decodes(matrix):
+def decodes(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
     try:
         return decode(matrix, range(len(matrix)))
     except UndecodableError:
         return None
 
 
-def assert_equals_batch(rows):
+def assert_equals_batch(rows: NDArray[np.float64]) -> None:
     """Add the rows one by one and compare with decoding each prefix at once."""
     decoder = IncrementalDecoder(rows.shape[1])
     for count, row in enumerate(rows, start=1):
@@ -40,7 +42,7 @@ def assert_equals_batch(rows):
             np.testing.assert_allclose(decoder.weights, expected, atol=1e-7)
 
 
-def test_two_uncoded_replies():
+def test_two_uncoded_replies() -> None:
     decoder = IncrementalDecoder(3)
     assert not decoder.decodable
     assert not decoder.add([2.0, 2.0, 0.0])
@@ -49,14 +51,14 @@ def test_two_uncoded_replies():
     np.testing.assert_allclose(decoder.weights, [0.5, 0.25])
 
 
-def test_a_late_reply_shares_the_weight_of_an_equal_one():
+def test_a_late_reply_shares_the_weight_of_an_equal_one() -> None:
     decoder = IncrementalDecoder(2)
     assert decoder.add([1.0, 1.0])
     assert decoder.add([1.0, 1.0])
     np.testing.assert_allclose(decoder.weights, [0.5, 0.5])
 
 
-def test_a_row_of_zeros_has_no_weight():
+def test_a_row_of_zeros_has_no_weight() -> None:
     decoder = IncrementalDecoder(1)
     assert not decoder.add([0.0])
     assert not decoder.add([], partitions=[])
@@ -64,7 +66,7 @@ def test_a_row_of_zeros_has_no_weight():
     np.testing.assert_allclose(decoder.weights, [0, 0, 1])
 
 
-def test_a_reply_that_bridges_two_blocks():
+def test_a_reply_that_bridges_two_blocks() -> None:
     # (1, 1, 0, 0) and (0, 0, 1, 1) decode; so they do with (0, 1, 1, 0) on top.
     decoder = IncrementalDecoder(4)
     assert [decoder.add(row) for row in ([1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0])] == [
@@ -85,13 +87,13 @@ def test_a_reply_that_bridges_two_blocks():
         )
     )
 )
-def test_any_mix_of_rows_equals_batch(rows):
+def test_any_mix_of_rows_equals_batch(rows: NDArray[np.float64]) -> None:
     assert_equals_batch(rows)
 
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), stragglers=st.integers(0, 3))
-def test_codes_equal_batch(seed, stragglers):
+def test_codes_equal_batch(seed: int, stragglers: int) -> None:
     rng = np.random.default_rng(seed)
     workers = int(rng.integers(stragglers + 1, 16))
     uneven = HeterogeneityAware(
@@ -101,7 +103,7 @@ def test_codes_equal_batch(seed, stragglers):
         assert_equals_batch(rng.permutation(code.matrix))
 
 
-def test_sparse_rows_equal_dense_ones():
+def test_sparse_rows_equal_dense_ones() -> None:
     code = CyclicRepetition(9, 2)
     dense, sparse = IncrementalDecoder(9), IncrementalDecoder(9)
     for row in code.matrix[[3, 1, 4, 8, 0, 6, 5]]:
@@ -110,7 +112,7 @@ def test_sparse_rows_equal_dense_ones():
     np.testing.assert_allclose(dense.weights, sparse.weights, atol=1e-10)
 
 
-def test_late_stage_one_replies_and_a_coded_second_stage():
+def test_late_stage_one_replies_and_a_coded_second_stage() -> None:
     # 30 uncoded shares of two partitions, six of them late and coded over ten others.
     uncoded = np.repeat(np.eye(30), 2, axis=1)
     late = HeterogeneityAware([range(12)] * 10, np.ones(10), stragglers=3).matrix
@@ -119,7 +121,7 @@ def test_late_stage_one_replies_and_a_coded_second_stage():
     assert_equals_batch(np.concatenate([uncoded, coded])[order])
 
 
-def test_a_thousand_disjoint_replies_are_fast():
+def test_a_thousand_disjoint_replies_are_fast() -> None:
     decoder = IncrementalDecoder(4000)
     rows = np.kron(np.eye(1000), np.ones((1, 4)))
     start = time.perf_counter()
@@ -129,7 +131,7 @@ def test_a_thousand_disjoint_replies_are_fast():
     np.testing.assert_allclose(decoder.weights, 1)
 
 
-def test_undecodable_says_how_far_it_is():
+def test_undecodable_says_how_far_it_is() -> None:
     decoder = IncrementalDecoder(4)
     decoder.add([1.0, 0.0, 0.0, 0.0])
     with pytest.raises(UndecodableError, match="3 of 4 partitions are in no row"):
@@ -150,7 +152,9 @@ def test_undecodable_says_how_far_it_is():
         (([1.0, 2.0], [0]), "one entry for each other"),
     ],
 )
-def test_bad_rows_are_named_and_change_nothing(arguments, message):
+def test_bad_rows_are_named_and_change_nothing(
+    arguments: tuple[Any, ...], message: str
+) -> None:
     decoder = IncrementalDecoder(3)
     with pytest.raises(InvalidInputError, match=message):
         decoder.add(*arguments)
@@ -158,6 +162,6 @@ def test_bad_rows_are_named_and_change_nothing(arguments, message):
     np.testing.assert_allclose(decoder.weights, [1])
 
 
-def test_bad_sizes_are_named():
+def test_bad_sizes_are_named() -> None:
     with pytest.raises(InvalidInputError, match="'partitions' must be at least 1"):
         IncrementalDecoder(0)

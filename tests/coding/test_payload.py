@@ -1,10 +1,13 @@
 """Payload arithmetic: exact where it can be, and dtypes and shapes survive."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from flower_ext.coding.payload import (
     accumulate,
@@ -15,24 +18,26 @@ from flower_ext.coding.payload import (
 )
 from flower_ext.errors import InvalidInputError
 
+Pair = tuple[NDArray[Any], ...]
+
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 
 
 @st.composite
-def array_pairs(draw, dtypes, **elements):
+def array_pairs(draw: st.DrawFn, /, dtypes: list[str], **elements: Any) -> Pair:
     """Draw two arrays of one dtype and one shape."""
     dtype, shape = np.dtype(draw(st.sampled_from(dtypes))), draw(SHAPES)
     values = hnp.from_dtype(dtype, allow_nan=False, allow_infinity=False, **elements)
     return tuple(draw(hnp.arrays(dtype, shape, elements=values)) for _ in range(2))
 
 
-def agree(one, other) -> bool:
+def agree(one: NDArray[Any], other: NDArray[Any]) -> bool:
     return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 @given(array_pairs(["bool", *INTEGERS[:6]]))
-def test_round_trip_of_booleans_and_integers_is_exact(pair):
+def test_round_trip_of_booleans_and_integers_is_exact(pair: Pair) -> None:
     trained, received = pair
     change = delta(trained, received)
     assert change.shape == trained.shape
@@ -41,7 +46,7 @@ def test_round_trip_of_booleans_and_integers_is_exact(pair):
 
 
 @given(array_pairs(INTEGERS[6:]))
-def test_64_bit_integers_move_by_the_rounded_step(pair):
+def test_64_bit_integers_move_by_the_rounded_step(pair: Pair) -> None:
     """float64 holds a difference to 53 bits; what does not change stays exact."""
     trained, received = pair
     change = delta(trained, received)
@@ -59,7 +64,7 @@ def test_64_bit_integers_move_by_the_rounded_step(pair):
 
 
 @given(array_pairs(["float16", "float32"], min_value=-1024, max_value=1024))
-def test_round_trip_of_floats_loses_nothing_but_float64_rounding(pair):
+def test_round_trip_of_floats_loses_nothing_but_float64_rounding(pair: Pair) -> None:
     trained, received = pair
     moved = apply_update(received, delta(trained, received))
     assert moved.dtype == trained.dtype
@@ -69,7 +74,7 @@ def test_round_trip_of_floats_loses_nothing_but_float64_rounding(pair):
 
 
 @given(array_pairs(["float16", "float32", "float64"], min_value=-1e3, max_value=1e3))
-def test_weighted_average_is_the_average_of_the_trained_arrays(pair):
+def test_weighted_average_is_the_average_of_the_trained_arrays(pair: Pair) -> None:
     trained, received = pair
     total = np.zeros(received.shape, accumulation_dtype(received.dtype))
     accumulate(total, delta(trained, received), 3.0)
@@ -82,7 +87,7 @@ def test_weighted_average_is_the_average_of_the_trained_arrays(pair):
     np.testing.assert_allclose(moved, expected, rtol=precision, atol=1e3 * precision)
 
 
-def test_payload_dtypes():
+def test_payload_dtypes() -> None:
     expected = {
         "float16": "float32",
         "float32": "float32",
@@ -99,7 +104,7 @@ def test_payload_dtypes():
             payload_dtype(dtype)
 
 
-def test_half_precision_does_not_overflow():
+def test_half_precision_does_not_overflow() -> None:
     received, trained = np.array([1.0], np.float16), np.array([3.0], np.float16)
     total = np.zeros(1)
     accumulate(total, delta(trained, received), 60_000.0)
@@ -110,7 +115,7 @@ def test_half_precision_does_not_overflow():
     assert agree(moved, np.array([3.0], np.float16))
 
 
-def test_accumulate_is_in_place_and_in_the_precision_of_the_sum():
+def test_accumulate_is_in_place_and_in_the_precision_of_the_sum() -> None:
     total = np.zeros((2, 100_000))
     view = total
     array = np.full((100_000, 2), 0.1, np.float32).T
@@ -128,12 +133,14 @@ def test_accumulate_is_in_place_and_in_the_precision_of_the_sum():
         (np.array([True, True, False, False]), [-0.6, -0.4, 0.6, 0.4], [0, 1, 1, 0]),
     ],
 )
-def test_updates_of_integers_and_booleans(received, update, expected):
+def test_updates_of_integers_and_booleans(
+    received: NDArray[Any], update: list[float], expected: list[int]
+) -> None:
     moved = apply_update(received, np.array(update))
     assert agree(moved, np.array(expected, received.dtype))
 
 
-def test_bad_arrays_are_named():
+def test_bad_arrays_are_named() -> None:
     with pytest.raises(InvalidInputError, match=r"shape \(2,\).*\(3,\)"):
         delta(np.ones(2), np.ones(3))
     with pytest.raises(InvalidInputError, match=r"complex128.*float64"):

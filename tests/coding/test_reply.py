@@ -3,7 +3,7 @@
 import pytest
 
 from flower_ext.coding.assignment import Assignment
-from flower_ext.coding.reply import ReplySummary
+from flower_ext.coding.reply import MetricValue, ReplySummary
 from flower_ext.errors import InvalidInputError
 
 ASSIGNMENT = Assignment((11, 1), (1.0, -0.5), num_partitions=12, server_round=3, seed=0)
@@ -17,7 +17,7 @@ SUMMARY = ReplySummary(
 )
 
 
-def test_keys_on_the_wire():
+def test_keys_on_the_wire() -> None:
     assert SUMMARY.to_metrics() == {
         "flower-ext.weighted-examples": 6.0,
         "flower-ext.examples": [10.0, 8.0],
@@ -30,7 +30,7 @@ def test_keys_on_the_wire():
     }
 
 
-def test_round_trip_leaves_foreign_keys_alone():
+def test_round_trip_leaves_foreign_keys_alone() -> None:
     metrics = SUMMARY.to_metrics() | {"added-by-a-mod": 1}
     assert ReplySummary.from_metrics(metrics, ASSIGNMENT) == SUMMARY
 
@@ -51,16 +51,16 @@ def test_round_trip_leaves_foreign_keys_alone():
         ({"flower-ext.partition.x": 1.0}, "none of the assigned"),
     ],
 )
-def test_bad_values_are_named(change, text):
+def test_bad_values_are_named(change: dict[str, MetricValue], text: str) -> None:
     with pytest.raises(InvalidInputError, match=text):
         ReplySummary.from_metrics(SUMMARY.to_metrics() | change, ASSIGNMENT)
 
 
-def test_reply_of_a_plain_app_is_recognised():
+def test_reply_of_a_plain_app_is_recognised() -> None:
     with pytest.raises(InvalidInputError, match="not a coded reply"):
         ReplySummary.from_metrics({"num-examples": 3, "loss": 0.1}, ASSIGNMENT)
 
 
-def test_metrics_must_match_the_partitions():
+def test_metrics_must_match_the_partitions() -> None:
     with pytest.raises(InvalidInputError, match="the metrics has 0"):
         ReplySummary((0,), (1.0,), 1.0, (0.0,), 0.0, ())

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: type(m).__name__)
-def test_calls_in_any_order_give_the_same_delays(model):
+def test_calls_in_any_order_give_the_same_delays(model: DelayModel) -> None:
     assert isinstance(model, DelayModel)
     keys = [(w, r, p) for w in range(3) for r in range(3) for p in range(3)]
     forward = {key: model.compute_seconds(*key) for key in keys}
@@ -35,7 +36,7 @@ def test_calls_in_any_order_give_the_same_delays(model):
     assert model.upload_seconds(2, 1) == 0.5
 
 
-def test_shifted_exponential_has_its_mean_and_independent_draws():
+def test_shifted_exponential_has_its_mean_and_independent_draws() -> None:
     model = ShiftedExponential(2.0, 3.0, seed=1)
     keys = [(0, r, p) for r in range(50) for p in range(40)]
     draws = np.array([model.compute_seconds(*key) for key in keys])
@@ -48,7 +49,7 @@ def test_shifted_exponential_has_its_mean_and_independent_draws():
     assert other.compute_seconds(0, 0, 0) != draws[0]
 
 
-def test_bernoulli_straggler_is_slow_for_the_whole_round():
+def test_bernoulli_straggler_is_slow_for_the_whole_round() -> None:
     model = BernoulliSlowdown(0.3, 10.0, base=2.0, seed=4)
     slow = np.zeros((20, 50), bool)
     for worker, server_round in np.ndindex(*slow.shape):
@@ -62,7 +63,7 @@ def test_bernoulli_straggler_is_slow_for_the_whole_round():
     assert len({tuple(stragglers) for stragglers in slow.T}) >= 49
 
 
-def test_slowdown_composes_and_leaves_the_upload():
+def test_slowdown_composes_and_leaves_the_upload() -> None:
     base = BernoulliSlowdown(1.0, 2.0, base=SpeedProfile((1.0, 3.0), upload=0.5))
     model = BernoulliSlowdown(1.0, 5.0, base=base)
     assert model.compute_seconds(1, 1, 0) == 30.0
@@ -71,7 +72,7 @@ def test_slowdown_composes_and_leaves_the_upload():
     assert {never.compute_seconds(w, 1, 0) for w in range(50)} == {1.0}
 
 
-def test_slowdown_and_exponential_draws_are_unrelated():
+def test_slowdown_and_exponential_draws_are_unrelated() -> None:
     """With one seed, stragglers must not be those with a long exponential part."""
     base = ShiftedExponential(0.0, 1.0, seed=3)
     model = BernoulliSlowdown(0.5, 2.0, base=base, seed=3)
@@ -82,8 +83,10 @@ def test_slowdown_and_exponential_draws_are_unrelated():
     assert abs(np.corrcoef(slow, draws)[0, 1]) < 0.2
 
 
-def test_recorded_delays_replay():
-    by_worker = RecordedDelays({7: [1.0, 5.0], 9: np.array([2.0, 3.0, 4.0])})
+def test_recorded_delays_replay() -> None:
+    by_worker = RecordedDelays(
+        {7: [1.0, 5.0], 9: np.array([2.0, 3.0, 4.0])}  # type: ignore[dict-item]
+    )
     assert [by_worker.compute_seconds(7, r, 3) for r in (1, 2, 3)] == [1.0, 5.0, 1.0]
     assert by_worker.compute_seconds(9, 3, 0) == 4.0
     with pytest.raises(InvalidInputError, match=r"worker 8; .* \[7, 9\]"):
@@ -110,11 +113,13 @@ def test_recorded_delays_replay():
         (lambda: RecordedDelays({0: [-2.0]}), "times must be"),
     ],
 )
-def test_parameters_out_of_range_are_named(make, text):
+def test_parameters_out_of_range_are_named(
+    make: Callable[[], object], text: str
+) -> None:
     with pytest.raises(InvalidInputError, match=text):
         make()
 
 
-def test_package_is_free_of_flower():
+def test_package_is_free_of_flower() -> None:
     code = "import flower_ext.network, sys; sys.exit('flwr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
