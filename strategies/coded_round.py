@@ -83,13 +83,16 @@ class CodedRound:
         limit = math.inf if grid.virtual else timeout
         messages: list[Message] = []
         self._push(grid, plan.start(), 0.0)
+        at = 0.0
         while True:
-            at = grid.now - start
+            at = max(at, grid.now - start)
             if at >= min(limit, plan.deadline) or not self._worth_waiting(grid, at):
                 break
             until = min(plan.wake_at, plan.deadline, limit)
             arrival = grid.receive(start + until)
-            at = grid.now - start
+            at = max(at, grid.now - start)
+            if arrival is None and grid.virtual and until < math.inf:
+                at = max(at, until)  # start + until - start may round to before it
             for node_id in grid.gone():
                 plan.leave(node_id)
             if arrival is not None:
