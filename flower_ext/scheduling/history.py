@@ -52,6 +52,7 @@ _PRIOR_RATIOS = np.array(
 _PRIOR_STEADY = _PRIOR_RATIOS[1:]
 _SLOW = 2.0  # a worker beyond this multiple of its typical time is slow for the round
 _UNFINISHED = 2.0  # a job unfinished so far is expected to take twice as long in all
+_DUE = 1.02  # a job that is late by less than this factor is due now, not late
 _OWN = 8.0  # a worker's own ratios outweigh the fleet's after this many records
 _FRESH, _AGAIN, _CENSORED = range(3)
 
@@ -73,7 +74,7 @@ class _Tables:
     index: dict[int, int]
     seconds: Floats  # (workers,) typical seconds per partition
     overhead: Floats  # (workers,) typical overhead
-    own: Floats  # (workers, window) own ratios, the first `count` of each row
+    own: Floats  # (workers, most records) own ratios, the first `count` of each row
     count: NDArray[np.int64]  # (workers,)
     ratios: Floats  # sorted pool of compute ratios
     overhead_ratios: Floats
@@ -183,7 +184,7 @@ class CompletionHistory:
             if r.server_round != server_round or r.kind != _CENSORED
         ]
         again = any(r.server_round == server_round for r in records)
-        reference = self.typical([worker], server_round)[0][0] if again else 0.0
+        reference = self._expected(worker, server_round) if again else 0.0
         self._store(
             worker,
             records,
@@ -192,7 +193,7 @@ class CompletionHistory:
                 _AGAIN if again else _FRESH,
                 compute_seconds / load,
                 elapsed - compute_seconds,
-                float(reference),
+                reference,
             ),
         )
 
@@ -258,11 +259,9 @@ class CompletionHistory:
         seconds[known] = tables.seconds[rows[known]]
         overhead[known] = tables.overhead[rows[known]]
         for i, worker in enumerate(workers):
-            records = self._workers.get(worker)
-            if records and records[-1].server_round == server_round:
-                latest = records[-1].seconds
-                if latest > _SLOW * seconds[i]:
-                    seconds[i] = latest
+            latest = self._latest(worker, server_round)
+            if latest > _SLOW * seconds[i]:
+                seconds[i] = latest
         return seconds, overhead
 
     def sample(
@@ -353,7 +352,7 @@ class CompletionHistory:
         drawn = overhead * rng.choice(tables.overhead_ratios, (size, len(workers)))
         least = (elapsed - drawn) / work
         pool = tables.ratios
-        below = np.searchsorted(pool, least, side="right")
+        below = np.searchsorted(pool, least / _DUE, side="right")
         pick = below + rng.random(least.shape) * (len(pool) - below)
         ratio = pool[np.minimum(pick.astype(np.int64), len(pool) - 1)]
         # Beyond anything on record: as long again, on the median (Pareto, alpha 1).
@@ -361,6 +360,21 @@ class CompletionHistory:
         ratio = np.where(below >= len(pool), tail, ratio)
         durations: Floats = np.maximum(drawn + work * ratio, elapsed * (1 + 1e-9))
         return durations
+
+    def _latest(self, worker: int, server_round: int) -> float:
+        """Return seconds per partition of the worker's job of this round, or 0."""
+        records = self._workers.get(worker)
+        if records and records[-1].server_round == server_round:
+            return records[-1].seconds
+        return 0.0
+
+    def _expected(self, worker: int, server_round: int) -> float:
+        """Return the seconds of :meth:`typical` for one worker, without arrays."""
+        tables = self._tables()
+        row = tables.index.get(worker)
+        seconds = tables.fleet_seconds if row is None else float(tables.seconds[row])
+        latest = self._latest(worker, server_round)
+        return latest if latest > _SLOW * seconds else seconds
 
     def _store(self, worker: int, records: list[_Record], record: _Record) -> None:
         """Add a record and keep the bounds on memory."""
@@ -387,52 +401,64 @@ class CompletionHistory:
             if kept:
                 recent[worker] = kept
         self._workers = recent
-        own_seconds = np.array(
-            [np.median([r.seconds for r in records]) for records in recent.values()]
-        )
-        own_overhead = np.array(
-            [np.median([r.overhead for r in records]) for records in recent.values()]
-        )
+        counts = np.array([len(records) for records in recent.values()], dtype=np.int64)
+        flat = np.array(
+            [r for records in recent.values() for r in records], dtype=np.float64
+        ).reshape(-1, len(_Record._fields))
+        kinds, all_seconds, all_overheads, references = flat.T[1:]
+        row = np.repeat(np.arange(len(counts)), counts)
+        own_seconds = _medians(row, all_seconds, counts)
+        own_overhead = _medians(row, all_overheads, counts)
         fleet_seconds = float(np.median(own_seconds)) if recent else 1.0
         fleet_overhead = float(np.median(own_overhead)) if recent else 0.0
-        imagined = [fleet_seconds] * self.prior_weight
-        seconds = np.array(
-            [
-                np.median([r.seconds for r in records] + imagined)
-                for records in recent.values()
-            ]
+        imagined = np.full(self.prior_weight * len(counts), fleet_seconds)
+        seconds = _medians(
+            np.concatenate([row, np.repeat(np.arange(len(counts)), self.prior_weight)]),
+            np.concatenate([all_seconds, imagined]),
+            counts + self.prior_weight,
         )
-        own = np.ones((len(recent), self.window))
-        count = np.zeros(len(recent), dtype=np.int64)
-        overhead_ratios: list[float] = []
-        again: list[float] = []
-        for i, records in enumerate(recent.values()):
-            fresh = [r.seconds for r in records if r.kind != _AGAIN]
-            count[i] = len(fresh)
-            if seconds[i] > 0:
-                own[i, : len(fresh)] = np.array(fresh) / seconds[i]
-            if own_overhead[i] > 0:
-                overhead_ratios.extend(
-                    r.overhead / own_overhead[i] for r in records if r.kind != _CENSORED
-                )
-            again.extend(
-                r.seconds / r.reference
-                for r in records
-                if r.kind == _AGAIN and r.reference > 0
-            )
-        fresh_ratios = own[np.arange(self.window) < count[:, None]]
+        fresh = kinds != _AGAIN
+        expected = seconds[row]
+        ratios = np.ones(len(flat))
+        np.divide(all_seconds, expected, out=ratios, where=expected > 0)
+        count = np.bincount(row[fresh], minlength=len(counts))
+        timely = (kinds != _CENSORED) & (own_overhead[row] > 0)
+        second = ~fresh & (references > 0)
         return _Tables(
             index={worker: i for i, worker in enumerate(recent)},
             seconds=seconds,
             overhead=own_overhead,
-            own=own,
+            own=_padded(row[fresh], ratios[fresh], count),
             count=count,
-            ratios=_with_prior(fresh_ratios, _PRIOR_RATIOS),
-            overhead_ratios=_with_prior(np.array(overhead_ratios), _PRIOR_STEADY),
-            again=_with_prior(np.array(again), _PRIOR_STEADY),
+            ratios=_with_prior(ratios[fresh], _PRIOR_RATIOS),
+            overhead_ratios=_with_prior(
+                all_overheads[timely] / own_overhead[row[timely]], _PRIOR_STEADY
+            ),
+            again=_with_prior(all_seconds[second] / references[second], _PRIOR_STEADY),
             fleet_seconds=fleet_seconds,
             fleet_overhead=fleet_overhead,
         )
+
+
+def _padded(
+    row: NDArray[np.int64], values: Floats, counts: NDArray[np.int64]
+) -> Floats:
+    """Arrange values by row, each row sorted and filled up with inf."""
+    order = np.lexsort((values, row))
+    column = np.arange(len(values)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.full((len(counts), max(counts.max(initial=0), 1)), np.inf)
+    table[row[order], column] = values[order]
+    return table
+
+
+def _medians(
+    row: NDArray[np.int64], values: Floats, counts: NDArray[np.int64]
+) -> Floats:
+    """Return the median of every row; none is empty."""
+    table = _padded(row, values, counts)
+    rows = np.arange(len(counts))
+    medians: Floats = (table[rows, (counts - 1) // 2] + table[rows, counts // 2]) / 2
+    return medians
 
 
 def _with_prior(real: Floats, prior: Floats) -> Floats:
