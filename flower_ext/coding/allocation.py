@@ -84,9 +84,10 @@ def allocate(
     """
     wanted = set(partitions)
     # Workers often share one object of holdings, which is then read once.
-    read = {id(h): wanted.intersection(h) for h in holdings}
+    distinct = {id(h): h for h in holdings}
+    read = {key: wanted.intersection(h) for key, h in distinct.items()}
     held = [read[id(h)] for h in holdings]
-    owned = set().union(*held) if held else set()
+    owned = set().union(*read.values())
     placed = [p for p in partitions if p in owned]
     if not placed:
         return [[] for _ in holdings]

@@ -60,10 +60,13 @@ def completion_if_stopped(
     for i, stop in enumerate(stops):
         late = arrivals > stop
         missing = late @ loads
-        idle = np.where(pending < 0, True, ~late[:, pending])[:, worker]
+        free = np.where(pending < 0, True, ~late[:, pending])
+        # The units of so many of the earliest are enough, but for an odd scenario.
+        enough = int(1.5 * missing.max(initial=0) / max(free.mean(), 1e-3)) + 2 * units
+        idle = free[:, worker[:enough]]
         chosen = idle & (np.cumsum(idle, axis=1) <= missing[:, None])
         found = chosen.sum(axis=1)
-        last = np.where(chosen, done, 0.0).max(axis=1)
+        last = np.where(chosen, done[:, :enough], 0.0).max(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):  # nobody idle: never
             stretch = np.where(found < missing, missing / found, 1.0)
             redone = np.where(missing > 0, stop + last * stretch, stop)

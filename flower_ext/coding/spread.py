@@ -66,15 +66,15 @@ class Spread:
         out = {p for job in jobs for p in job}
         if not self.groups:
             used = sum(1 for row, _ in self.rows if row)
-            known: Floats = np.sort(done, axis=1)[:, used - self.stragglers - 1]
+            known = np.sort(done, axis=1)[:, used - self.stragglers - 1]
             if out >= self.covered:
-                known = np.minimum(known, arrivals.max(axis=1))
-            return known
+                np.minimum(known, arrivals.max(axis=1), out=known)
+            return np.asarray(known)
         chunk_known = np.stack([done[:, g].min(axis=1) for g in self.groups], axis=1)
         chunk_of = {p: i for i, g in enumerate(self.groups) for p in self.rows[g[0]][0]}
         # What no job still holds must be recomputed.
         alone = sorted({chunk_of[p] for p in self.covered - out})
-        completion = chunk_known[:, alone].max(axis=1, initial=0.0)
+        completion: Floats = chunk_known[:, alone].max(axis=1, initial=0.0)
         for column, job in enumerate(jobs):
             chunks = sorted({chunk_of[p] for p in job if p in chunk_of})
             replaced = chunk_known[:, chunks].max(axis=1, initial=0.0)
@@ -119,7 +119,9 @@ def spread_missing(
     """
     if redundancy >= len(holdings):
         return None
-    if all(all(p in held for p in missing) for held in holdings):
+    # Workers often share one object of holdings, which is then read once.
+    distinct = {id(h): h for h in holdings}
+    if not any(set(missing).difference(h) for h in distinct.values()):
         return _grouped(missing, seconds, overhead, redundancy)
     if redundancy == 0:
         jobs = allocate(missing, holdings, seconds, overhead)
