@@ -121,7 +121,9 @@ class RoundPlan(ABC):
         self._idle: dict[int, Collection[int]] = dict(idle)
         self._holdings: dict[int, Collection[int]] = dict(idle)
         self._replied: set[int] = set()
+        self._faulty: set[int] = set()
         self._decoder = IncrementalDecoder(len(self.partitions))
+        # Whether partitions wait for another worker, to be given out as it comes.
         self.hungry = False
         self._given_deadline = deadline
 
@@ -159,7 +161,8 @@ class RoundPlan(ABC):
         )
         self.received.append(key)
         self._replied.add(dispatch.worker)
-        self._idle[dispatch.worker] = self._holdings[dispatch.worker]
+        if dispatch.worker in self._holdings:  # it has not left
+            self._idle[dispatch.worker] = self._holdings[dispatch.worker]
         self._decoder.add(
             dispatch.coefficients, [self._column[p] for p in dispatch.partitions]
         )
@@ -171,19 +174,32 @@ class RoundPlan(ABC):
         Its worker is given nothing more in this round.
         """
         self.outstanding.pop(key)
+        worker = self.dispatches[key].worker
+        self._faulty.add(worker)
+        self._holdings.pop(worker, None)
         return [] if self.decodable else self._failed(at)
 
     def idle(self, worker: int, holdings: Collection[int], at: float) -> list[Dispatch]:
-        """Tell that a worker joined, or answered an earlier round, and may be used."""
-        if worker in self._holdings:
+        """Tell that a worker joined, or answered an earlier round, and may be used.
+
+        It changes nothing for a worker that is in use already or has failed; one that
+        left during a dispatch is used again once that is answered.
+        """
+        if worker in self._holdings or worker in self._faulty:
             return []
         self._holdings[worker] = holdings
+        if any(self.dispatches[key].worker == worker for key in self.outstanding):
+            return []
         self._idle[worker] = holdings
         return [] if self.decodable else self._freed(at)
 
     def leave(self, worker: int) -> None:
-        """Tell that a worker is offline: it is given nothing more."""
+        """Tell that a worker is offline: it is given nothing more until :meth:`idle`.
+
+        A reply that it has sent before still counts.
+        """
         self._idle.pop(worker, None)
+        self._holdings.pop(worker, None)
 
     @abstractmethod
     def wake(self, at: float) -> list[Dispatch]:
@@ -207,9 +223,14 @@ class RoundPlan(ABC):
         return self._decoder.decodable
 
     def finished(self, at: float) -> bool:
-        """Return whether there is nothing left to wait for at this time."""
+        """Return whether there is nothing left to wait for at this time.
+
+        A plan that could give out nothing yet, for want of workers, waits for some.
+        """
         if self.decodable or at >= self.deadline:
             return True
+        if not self.dispatches:
+            return False
         return not self.outstanding and self.wake_at == math.inf
 
     @property

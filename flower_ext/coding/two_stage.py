@@ -6,13 +6,15 @@ coded, over the workers that are idle by then; stage-one replies that arrive lat
 count. The paper fixes T₁ and the redundancy beforehand; here the loads, T₁ and the
 redundancy s₂ are the ones that minimise the expected time to decode over resampled
 completion times, and T₁ is revised whenever enough replies have come to know better.
-Should stage two itself be late or lose a worker, what is still missing is spread again.
+Should stage two itself be late, what is still missing is spread again. What a failed
+worker leaves behind is given to others at once, in either stage.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from flower_ext.coding.allocation import allocate
 from flower_ext.coding.forecast import completion_if_stopped
+from flower_ext.coding.incremental import IncrementalDecoder
 from flower_ext.coding.plan import LEAST_DEADLINE, Dispatch, RoundPlan
 from flower_ext.coding.spread import Spread, spread_missing
 from flower_ext.errors import InvalidInputError
@@ -31,8 +34,10 @@ Floats = NDArray[np.float64]
 
 _STOPS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.75, 0.83, 0.9, 0.95, 0.98)
 _MOST_SCENARIOS, _FEWEST_SCENARIOS = 128, 16
-_REVISE = 0.8  # T₁ is revised when the jobs outstanding have shrunk by this factor
+_REVISE = 0.8  # T₁ is revised when jobs have shrunk, or workers grown, by this factor
 _PATIENCE = 1.5  # stage two is looked after this much later than 90 % predicts
+_TICK = 1e-3  # seconds; the plan is never woken twice within less
+_SILENT_WAKES = 1  # T₁ is not put off more often than this without a reply
 _COLD_PATIENCE = 3.0  # without history, act this many times later than the last reply
 
 
@@ -129,8 +134,13 @@ class TwoStagePlan(RoundPlan):
         self._cold = len(history) == 0
         self._wake_at = math.inf
         self._deadline = math.inf
+        self._timed = False  # whether the deadline has been derived
         self._look_again = math.inf  # when a cold round acts without half the replies
+        self._silent_wakes = 0  # how often T₁ came, and was put off, without a reply
         self._revise_below = 0  # outstanding jobs at which T₁ is revised next
+        self._revise_from = math.inf  # workers from which on T₁ is revised
+        self._on_time = 0  # dispatches from this key on are expected back
+        self._waiting: set[int] = set()  # partitions that no idle worker could take
 
     @property
     def wake_at(self) -> float:
@@ -150,44 +160,68 @@ class TwoStagePlan(RoundPlan):
     def wake(self, at: float) -> list[Dispatch]:
         """T₁ has come, or stage two is late: spread what is missing."""
         self._wake_at = math.inf
-        if self.decodable:
+        if self.decodable or not self.outstanding:
             return []
-        return self._revise(at) if self.stage_two_at is None else self._stage_two(at)
+        if self.stage_two_at is not None:
+            return self._stage_two(at)
+        self._silent_wakes += 1
+        return self._revise(at)
 
     def _freed(self, at: float) -> list[Dispatch]:
         if not self.dispatches:
             return self._stage_one(at)
-        if self.hungry:
-            return self._stage_two(at)
-        if self.stage_two_at is None and len(self.outstanding) <= self._revise_below:
-            return self._revise(at)
-        return []
+        self._silent_wakes = 0
+        freed = next(reversed(self._idle.values()), ())
+        sent = [] if self._waiting.isdisjoint(freed) else self._give_out(at)
+        if not self.outstanding:
+            self._wake_at = math.inf
+        elif self.stage_two_at is None and (
+            self._cold
+            or len(self.outstanding) <= self._revise_below
+            or len(self._holdings) >= self._revise_from
+        ):
+            sent += self._revise(at)
+        return sent
 
     def _failed(self, at: float) -> list[Dispatch]:
-        return self._revise(at) if self.stage_two_at is None else self._stage_two(at)
+        sent = self._give_out(at)
+        if not self.outstanding:
+            self._wake_at = math.inf
+        return sent
 
     # -- stage one --------------------------------------------------------------------
 
     def _stage_one(self, at: float) -> list[Dispatch]:
         """Choose who takes part and the loads, and plan T₁."""
-        workers = list(self._idle)
-        seconds, overhead = self._typical(workers)
-        holdings = [self._idle[w] for w in workers]
-        jobs = allocate(self.partitions, holdings, seconds, overhead)
-        sent = [
-            self._dispatch(worker, 1, job, [1.0] * len(job), at)
-            for worker, job in zip(workers, jobs, strict=True)
-            if job
-        ]
-        self.hungry = not sent
-        self._revise_below = int(_REVISE * len(sent))
+        sent = self._share(list(self.partitions), at)
         if sent and not self._cold:
             return sent + self._revise(at)
         return sent
 
-    def _typical(self, workers: list[int]) -> tuple[Floats, Floats]:
+    def _share(self, partitions: list[int], at: float) -> list[Dispatch]:
+        """Share partitions uncoded among the idle workers."""
+        workers = list(self._idle)
         seconds, overhead = self.history.typical(workers, self.server_round)
-        return np.maximum(seconds, 1e-9), overhead
+        holdings = [self._idle[w] for w in workers]
+        jobs = allocate(partitions, holdings, np.maximum(seconds, 1e-9), overhead)
+        self._wait_for_workers(set(partitions).difference(*jobs))
+        return [
+            self._dispatch(worker, 1, job, [1.0] * len(job), at)
+            for worker, job in zip(workers, jobs, strict=True)
+            if job
+        ]
+
+    def _give_out(self, at: float) -> list[Dispatch]:
+        """Give partitions that nobody is expected to bring any more to idle workers."""
+        lost = self._lost()
+        if self.stage_two_at is None:
+            return self._share(lost, at)
+        return self._spread(lost, at)
+
+    def _wait_for_workers(self, partitions: set[int]) -> None:
+        """Keep partitions for the next worker that holds any of them."""
+        self._waiting = partitions
+        self.hungry = bool(partitions)
 
     # -- T₁ ---------------------------------------------------------------------------
 
@@ -196,38 +230,38 @@ class TwoStagePlan(RoundPlan):
         if self._cold and not self._warmed(at):
             return []
         self._revise_below = int(_REVISE * len(self.outstanding))
+        self._revise_from = math.ceil(len(self._holdings) / _REVISE)
         keys = list(self.outstanding)
-        if not keys:
-            return self._stage_two(at)
-        workers = [*self._idle, *(self.dispatches[k].worker for k in keys)]
+        able = self._able(self._missing(self.received))
+        workers = [*able, *(self.dispatches[k].worker for k in keys)]
         size = self._scenarios(len(workers))
         arrivals = self._arrivals(keys, at, size)
         loads = np.array([len(self.dispatches[k].partitions) for k in keys])
-        lost = len(self._missing()) - int(loads.sum())
-        if lost > 0:  # a failed job's partitions never arrive by themselves
-            arrivals = np.column_stack([arrivals, np.full(size, math.inf)])
-            loads = np.append(loads, lost)
-        pending = np.arange(len(workers)) - len(self._idle)
+        pending = np.maximum(np.arange(len(workers)) - len(able), -1)
         seconds, overhead = self.history.sample_again(
             workers, self.server_round, size, self._rng
         )
-        finite = arrivals[np.isfinite(arrivals)]
-        grid = np.quantile(finite, _STOPS)
-        stops = [at, *grid[grid > 1.01 * at].tolist(), math.inf]
+        grid = np.quantile(arrivals, _STOPS)
+        grid = grid[grid > 1.01 * at]
+        stops = [*([at] if able else []), *grid.tolist(), math.inf]
         times, again = completion_if_stopped(
-            stops, arrivals, loads, np.maximum(pending, -1), seconds, overhead
+            stops, arrivals, loads, pending, seconds, overhead
         )
         costs = [
             self._cost(time, float(work.mean()))
             for time, work in zip(times, again, strict=True)
         ]
         choice = int(np.argmin(costs))
-        self._extend_deadline(float(times[choice].mean()), finite)
-        if choice == 0:
+        if not self._timed:  # later, the silence itself would put the deadline off
+            self._timed = True
+            late = 2.0 * float(np.quantile(arrivals, 0.99))
+            self._allow(max(10.0 * float(times[choice].mean()), late))
+        # Silence does not bear out the forecast that it would end soon.
+        if stops[choice] == at or (able and self._silent_wakes > _SILENT_WAKES):
             return self._stage_two(at)
         # To wait for ever is to look again when all should have come.
-        beyond = stops[-2] if len(stops) > 2 else _PATIENCE * at
-        self._wake_at = max(min(stops[choice], beyond), 1.001 * at)
+        beyond = float(grid[-1]) if len(grid) else _PATIENCE * at
+        self._wake_at = max(min(stops[choice], beyond), at + _TICK)
         return []
 
     def _scenarios(self, workers: int) -> int:
@@ -257,44 +291,77 @@ class TwoStagePlan(RoundPlan):
 
     def _warmed(self, at: float) -> bool:
         """Without history, wait for half of the replies, or far beyond the last."""
-        if 2 * len(self.received) >= len(self.dispatches) or not self.outstanding:
+        if (
+            2 * len(self.received) >= len(self.dispatches)
+            or at >= self._look_again
+            or not self.outstanding
+        ):
+            self._cold = False
             return True
-        if not self.received:
-            return False
-        if at >= self._look_again:
-            return True
-        self._look_again = _COLD_PATIENCE * at
-        self._wake_at = self._look_again
-        self._deadline = max(LEAST_DEADLINE, 20.0 * at)
+        if self.received:
+            self._look_again = self._wake_at = max(_COLD_PATIENCE * at, at + _TICK)
+            self._allow(20.0 * at)
         return False
 
-    def _extend_deadline(self, completion: float, arrivals: Floats) -> None:
-        """Set the deadline far beyond the expected end and most of the stragglers."""
-        expected = completion if math.isfinite(completion) else 0.0
-        late = float(np.quantile(arrivals, 0.99)) if arrivals.size else 0.0
-        deadline = max(LEAST_DEADLINE, 10.0 * expected, 2.0 * late)
+    def _allow(self, until: float) -> None:
+        """Let the round last until then, if it may not last longer already."""
         known = 0.0 if math.isinf(self._deadline) else self._deadline
-        self._deadline = max(known, deadline)
+        self._deadline = max(known, LEAST_DEADLINE, until)
 
     # -- stage two --------------------------------------------------------------------
 
-    def _missing(self) -> list[int]:
-        """Partitions that the replies so far do not determine."""
-        if self.stage_two_at is None:
-            have = {p for k in self.received for p in self.dispatches[k].partitions}
-            return [p for p in self.partitions if p not in have]
-        combination = self.outcome().combination
-        return [p for p, c in combination.items() if c < 1.0 - 1e-6]
-
     def _stage_two(self, at: float) -> list[Dispatch]:
-        """Spread what is missing, coded, over the idle workers."""
-        missing = self._missing()
-        workers = [
-            w for w, held in self._idle.items() if any(p in held for p in missing)
-        ]
-        if not workers:
-            self.hungry = True
-            self._wake_at = math.inf
+        """Spread what is missing; whatever is not back by now counts as late."""
+        if self.stage_two_at is None:
+            self.stage_two_at = at
+        self._on_time = len(self.dispatches)
+        self._wake_at = math.inf
+        return self._spread(self._lost(), at)
+
+    def _missing(self, keys: Iterable[int]) -> list[int]:
+        """Return the partitions that no choice of disjoint uncoded rows brings.
+
+        What such a choice brings is exact whatever else comes: any rows that decode the
+        rest decode the round with it.
+        """
+        have: set[int] = set()
+        rows = [self.dispatches[k] for k in keys]
+        for row in sorted(rows, key=lambda r: -len(r.partitions)):
+            if _uncoded(row) and have.isdisjoint(row.partitions):
+                have.update(row.partitions)
+        return [p for p in self.partitions if p not in have]
+
+    def _lost(self) -> list[int]:
+        """Return the partitions that neither replies nor rows on time will bring."""
+        keys = [*self.received, *(k for k in self.outstanding if k >= self._on_time)]
+        missing = self._missing(keys)
+        rows = [self.dispatches[k] for k in keys]
+        if missing and not all(map(_uncoded, rows)):
+            decoder = IncrementalDecoder(len(self.partitions))
+            for row in rows:
+                columns = [self._column[p] for p in row.partitions]
+                decoder.add(row.coefficients, columns)
+            if decoder.decodable:
+                return []
+        return missing
+
+    def _able(self, partitions: Collection[int]) -> list[int]:
+        """Return the idle workers that hold any of the partitions."""
+        wanted = set(partitions)
+        distinct = {id(h): h for h in self._idle.values()}
+        useful = {key: not wanted.isdisjoint(h) for key, h in distinct.items()}
+        return [w for w, held in self._idle.items() if useful[id(held)]]
+
+    def _spread(self, lost: list[int], at: float) -> list[Dispatch]:
+        """Spread partitions, coded, over the idle workers."""
+        workers = self._able(lost)
+        held = [self._idle[w] for w in workers]
+        reach = set(lost).intersection(
+            itertools.chain.from_iterable({id(h): h for h in held}.values())
+        )
+        self._wait_for_workers(set(lost) - reach)
+        missing = [p for p in lost if p in reach]
+        if not missing:
             return []
         size = self._scenarios(len(workers))
         proven = np.array([w in self._replied for w in workers])
@@ -302,10 +369,11 @@ class TwoStagePlan(RoundPlan):
         again = self.history.sample_again(workers, self.server_round, size, self._rng)
         seconds = np.maximum(np.where(proven, again[0], first[0]), 1e-9)
         overhead = np.where(proven, again[1], first[1])
-        keys = [k for k in self.outstanding if self.dispatches[k].stage == 1]
-        jobs = [self.dispatches[k].partitions for k in keys]
+        late = [k for k in self.outstanding if k < self._on_time]
+        overlaps = {k: reach.intersection(self.dispatches[k].partitions) for k in late}
+        keys = [k for k, partitions in overlaps.items() if partitions]
+        jobs = [sorted(overlaps[k]) for k in keys]
         arrivals = self._arrivals(keys, at, size)
-        held = [self._idle[w] for w in workers]
         best: Spread | None = None
         best_cost, best_late = math.inf, at
         for redundancy in range(self.options.max_stage_two_redundancy + 1):
@@ -321,12 +389,17 @@ class TwoStagePlan(RoundPlan):
             if best is None or cost < best_cost:
                 best, best_cost = spread, cost
                 best_late = float(np.quantile(done[:, load > 0].max(axis=1), 0.9))
-        assert best is not None  # redundancy 0 always spreads: somebody holds something
-        self.stage_two_at = at if self.stage_two_at is None else self.stage_two_at
-        self.hungry = len(best.covered) < len(missing)
-        self._wake_at = at + _PATIENCE * (best_late - at)
+        assert best is not None  # redundancy 0 always spreads what is within reach
+        look = at + max(_PATIENCE * (best_late - at), _TICK)
+        self._wake_at = look if math.isinf(self._wake_at) else max(look, self._wake_at)
+        self._allow(at + 10.0 * (best_late - at))
         return [
             self._dispatch(worker, 2, row, coefficients, at)
             for worker, (row, coefficients) in zip(workers, best.rows, strict=True)
             if row
         ]
+
+
+def _uncoded(row: Dispatch) -> bool:
+    """Return whether a reply to this row is a plain sum."""
+    return row.coefficients.count(1.0) == len(row.coefficients)
