@@ -51,5 +51,5 @@ def view(name: str, array: Array) -> NDArray[Any]:
             )
         flat: NDArray[Any] = np.frombuffer(array.data, dtype, offset=buffer.tell())
         return flat.reshape(shape, order="F" if fortran_order else "C")
-    except (ValueError, TypeError, EOFError) as error:
+    except Exception as error:  # whatever NumPy's parsers make of foreign bytes
         raise InvalidInputError(f"The array '{name}' is unreadable: {error}.") from None
