@@ -1,0 +1,1 @@
+"""Two-stage coded training against one-stage codes and plain FedAvg."""

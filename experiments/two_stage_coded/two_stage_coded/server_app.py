@@ -1,0 +1,211 @@
+"""two_stage_coded: the ServerApp."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.strategies import CodedFedAvg, TwoStageCoded
+from flower_ext.strategies.coded_strategy import CodedStrategy
+from two_stage_coded.data import load_data, load_partitions
+from two_stage_coded.report import (
+    RoundRecord,
+    StrategyReport,
+    table,
+    write_report,
+)
+from two_stage_coded.settings import Settings
+from two_stage_coded.task import delay_model, make_net
+from two_stage_coded.task import test as test_net
+
+NODES_TIMEOUT = 10.0  # seconds
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train under every strategy of the run-config, and report."""
+    settings = Settings.from_run_config(context.run_config)
+    folder = make_results_folder(settings)
+    wait_for_nodes(grid, settings.num_nodes)
+    data = load_data(settings.dataset, settings.data_dir, settings.download)
+    load_partitions(settings)
+    say(
+        f"{settings.dataset}: {len(data.train_labels)} training images in "
+        f"{settings.num_partitions} partitions ({settings.split}), "
+        f"{len(data.test_labels)} test images; {settings.num_nodes} nodes; "
+        f"{settings.clock} clock"
+    )
+    reports = []
+    for i, name in enumerate(settings.names):
+        strategy = make_strategy(name, settings)
+        if i and settings.clock == "wall":
+            await_stragglers(settings)
+        reports.append(train(grid, name, strategy, settings))
+    paths = write_report(folder, reports, asdict(settings))
+    say("\n" + table(reports, settings.target_accuracy) + "\n")
+    for path in paths:
+        say(f"Wrote {path}")
+
+
+def make_strategy(name: str, settings: Settings) -> CodedStrategy:
+    """Return a strategy by its name in the run-config."""
+    common = {
+        "num_partitions": settings.num_partitions,
+        "clock": settings.clock,
+        "seed": settings.seed,
+        "fraction_evaluate": 0.0,
+        "min_available_nodes": settings.num_nodes,
+    }
+    if name == "two-stage":
+        return TwoStageCoded(stragglers=settings.stragglers, **common)
+    if name == "ignore-stragglers":
+        return CodedFedAvg(
+            code="uncoded",
+            ignore_stragglers=settings.stragglers,
+            min_coverage=0.0,
+            **common,
+        )
+    return CodedFedAvg(code=name, stragglers=settings.stragglers, **common)
+
+
+def train(
+    grid: Grid, name: str, strategy: CodedStrategy, settings: Settings
+) -> StrategyReport:
+    """Train from the same initial model as every strategy, and record each round."""
+    data = load_data(settings.dataset, settings.data_dir, settings.download)
+    torch.manual_seed(settings.seed)
+    net = make_net(data.train_images)
+    images = torch.from_numpy(data.test_images)
+    labels = torch.from_numpy(data.test_labels)
+    report = StrategyReport(name, initial_accuracy=0.0)
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Evaluate the global model on the test images."""
+        net.load_state_dict(arrays.to_torch_state_dict())
+        loss, accuracy = test_net(net, images, labels)
+        if server_round == 0:
+            report.initial_accuracy = accuracy
+        else:
+            record_round(report, strategy, server_round, accuracy, loss)
+            say(progress(report.rounds[-1], settings.num_server_rounds))
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+    with only_warnings("flwr"):
+        strategy.start(
+            grid,
+            ArrayRecord(net.state_dict()),
+            num_rounds=settings.num_server_rounds,
+            evaluate_fn=evaluate,
+        )
+    return report
+
+
+def record_round(
+    report: StrategyReport,
+    strategy: CodedStrategy,
+    server_round: int,
+    accuracy: float,
+    loss: float,
+) -> None:
+    """Add what the strategy measured in a round to its report."""
+    measured = strategy.round_metrics[server_round]
+    before = report.rounds[-1].elapsed_seconds if report.rounds else 0.0
+    report.rounds.append(
+        RoundRecord(
+            strategy=report.strategy,
+            server_round=server_round,
+            round_seconds=measured["elapsed-seconds"],
+            elapsed_seconds=before + measured["elapsed-seconds"],
+            accuracy=accuracy,
+            loss=loss,
+            redundancy=measured["redundancy"],
+            coverage=measured["coverage"],
+            skipped=measured["skipped"],
+        )
+    )
+
+
+def progress(record: RoundRecord, num_rounds: int) -> str:
+    """Return a round as a line of text."""
+    return (
+        f"{record.strategy:<19} round {record.server_round:>3}/{num_rounds}"
+        f"  accuracy {record.accuracy:.3f}  round {record.round_seconds:7.2f} s"
+        f"  total {record.elapsed_seconds:8.1f} s  coverage {record.coverage:.2f}"
+        + ("  skipped" if record.skipped else "")
+    )
+
+
+def make_results_folder(settings: Settings) -> Path:
+    """Make the folder for the results before anything is trained."""
+    try:
+        folder = Path(settings.results_dir).expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").touch()
+    except OSError as error:
+        raise InvalidInputError(
+            f"Run-config key 'results-dir' is {settings.results_dir!r}, and that "
+            f"cannot be written: {error}. A relative path starts where the SuperLink "
+            "was started; set an absolute one: -c 'results-dir=\"/path/to/results\"'."
+        ) from error
+    say(f"Results go to {folder}")
+    return folder
+
+
+def wait_for_nodes(grid: Grid, wanted: int) -> None:
+    """Wait until exactly the wanted number of nodes is connected."""
+    until = time.monotonic() + NODES_TIMEOUT
+    while (found := len(list(grid.get_node_ids()))) != wanted:
+        if time.monotonic() > until:
+            raise FlowerExtError(
+                f"The federation has {found} nodes, and num-nodes is {wanted}. Flower "
+                "simulates 2 nodes unless told otherwise; run:\n\n"
+                "    flwr run experiments/two_stage_coded --stream "
+                f"--federation-config 'num-supernodes={wanted} "
+                "client-resources-num-cpus=1'\n\n"
+                f"or compare the strategies on {found} nodes: -c 'num-nodes={found} "
+                f"stragglers={min(1, max(found - 1, 0))}'"
+            )
+        time.sleep(0.2)
+
+
+def await_stragglers(settings: Settings) -> None:
+    """Wait on the wall clock until the last strategy's stragglers have finished.
+
+    A round does not end a straggler's work, and nodes that are still busy would hold up
+    the next strategy.
+    """
+    delays = delay_model(settings)
+    load = (settings.stragglers + 1) * -(-settings.num_partitions // settings.num_nodes)
+    slowest = max(
+        delays.compute_seconds(worker, settings.num_server_rounds, 0)
+        for worker in range(settings.num_nodes)
+    )
+    time.sleep(load * slowest + settings.upload_seconds)
+
+
+@contextmanager
+def only_warnings(logger_name: str) -> Iterator[None]:
+    """Keep a logger's information out of the progress of many short rounds."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
