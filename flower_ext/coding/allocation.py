@@ -116,7 +116,10 @@ def _flow(
     edges = [(1 + i, node[p]) for i, h in enumerate(held) for p in sorted(h)]
     tails = [source] * workers + [a for a, _ in edges] + list(node.values())
     heads = list(range(1, 1 + workers)) + [b for _, b in edges] + [sink] * count
-    ones = np.ones(len(edges) + count, dtype=np.int32)
+    graph = csr_array(
+        (np.ones(len(tails), dtype=np.int32), (tails, heads)),
+        shape=(sink + 1, sink + 1),
+    )
     largest = np.array([len(h) for h in held])
 
     def loads_within(bound: float) -> NDArray[np.int32]:
@@ -124,8 +127,7 @@ def _flow(
         return np.clip(fits, 0, largest).astype(np.int32)
 
     def solve(bound: float) -> csr_array | None:
-        capacity = np.concatenate([loads_within(bound), ones])
-        graph = csr_array((capacity, (tails, heads)), shape=(sink + 1, sink + 1))
+        graph.data[:workers] = loads_within(bound)  # the source's row comes first
         result = maximum_flow(graph, source, sink)
         return result.flow if result.flow_value == count else None
 

@@ -53,7 +53,6 @@ def completion_if_stopped(
     counts = np.arange(1, units + 1)
     expected = overhead.mean(0)[:, None] + seconds.mean(0)[:, None] * counts
     worker, count = np.divmod(np.argsort(expected, axis=None), units)
-    done = overhead[:, worker] + seconds[:, worker] * (count + 1)
     everything = arrivals.max(axis=1)
     completion = np.empty((len(stops), len(arrivals)))
     again = np.zeros((len(stops), len(arrivals)))
@@ -61,12 +60,18 @@ def completion_if_stopped(
         late = arrivals > stop
         missing = late @ loads
         free = np.where(pending < 0, True, ~late[:, pending])
-        # The units of so many of the earliest are enough, but for an odd scenario.
-        enough = int(1.5 * missing.max(initial=0) / max(free.mean(), 1e-3)) + 2 * units
-        idle = free[:, worker[:enough]]
+        ever = np.asarray(free.any(axis=0))
+        useful = np.flatnonzero(ever[worker])
+        # So many of the earliest units are enough, but for an odd scenario.
+        share = free.sum() / max(ever.sum() * len(free), 1)
+        wanted = 1.5 * missing.max(initial=0) / max(share, 1e-3)
+        useful = useful[: int(wanted) + 2 * units]
+        who = worker[useful]
+        idle = free[:, who]
+        done = overhead[:, who] + seconds[:, who] * (count[useful] + 1)
         chosen = idle & (np.cumsum(idle, axis=1) <= missing[:, None])
         found = chosen.sum(axis=1)
-        last = np.where(chosen, done[:, :enough], 0.0).max(axis=1)
+        last = np.where(chosen, done, 0.0).max(axis=1, initial=0.0)
         with np.errstate(divide="ignore", invalid="ignore"):  # nobody idle: never
             stretch = np.where(found < missing, missing / found, 1.0)
             redone = np.where(missing > 0, stop + last * stretch, stop)

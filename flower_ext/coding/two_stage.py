@@ -232,7 +232,7 @@ class TwoStagePlan(RoundPlan):
         self._revise_below = int(_REVISE * len(self.outstanding))
         self._revise_from = math.ceil(len(self._holdings) / _REVISE)
         keys = list(self.outstanding)
-        able = self._able(self._missing(self.received))
+        able = self._able({p for k in keys for p in self.dispatches[k].partitions})
         workers = [*able, *(self.dispatches[k].worker for k in keys)]
         size = self._scenarios(len(workers))
         arrivals = self._arrivals(keys, at, size)
@@ -345,16 +345,15 @@ class TwoStagePlan(RoundPlan):
                 return []
         return missing
 
-    def _able(self, partitions: Collection[int]) -> list[int]:
+    def _able(self, wanted: set[int]) -> list[int]:
         """Return the idle workers that hold any of the partitions."""
-        wanted = set(partitions)
         distinct = {id(h): h for h in self._idle.values()}
         useful = {key: not wanted.isdisjoint(h) for key, h in distinct.items()}
         return [w for w, held in self._idle.items() if useful[id(held)]]
 
     def _spread(self, lost: list[int], at: float) -> list[Dispatch]:
         """Spread partitions, coded, over the idle workers."""
-        workers = self._able(lost)
+        workers = self._able(set(lost))
         held = [self._idle[w] for w in workers]
         reach = set(lost).intersection(
             itertools.chain.from_iterable({id(h): h for h in held}.values())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -259,9 +260,9 @@ class CompletionHistory:
         seconds[known] = tables.seconds[rows[known]]
         overhead[known] = tables.overhead[rows[known]]
         for i, worker in enumerate(workers):
-            latest = self._latest(worker, server_round)
-            if latest > _SLOW * seconds[i]:
-                seconds[i] = latest
+            records = self._workers.get(worker)
+            if records and records[-1].server_round == server_round:
+                seconds[i] = _slow_for_now(records[-1], seconds[i])
         return seconds, overhead
 
     def sample(
@@ -361,20 +362,15 @@ class CompletionHistory:
         durations: Floats = np.maximum(drawn + work * ratio, elapsed * (1 + 1e-9))
         return durations
 
-    def _latest(self, worker: int, server_round: int) -> float:
-        """Return seconds per partition of the worker's job of this round, or 0."""
-        records = self._workers.get(worker)
-        if records and records[-1].server_round == server_round:
-            return records[-1].seconds
-        return 0.0
-
     def _expected(self, worker: int, server_round: int) -> float:
         """Return the seconds of :meth:`typical` for one worker, without arrays."""
         tables = self._tables()
         row = tables.index.get(worker)
         seconds = tables.fleet_seconds if row is None else float(tables.seconds[row])
-        latest = self._latest(worker, server_round)
-        return latest if latest > _SLOW * seconds else seconds
+        records = self._workers.get(worker)
+        if records and records[-1].server_round == server_round:
+            return _slow_for_now(records[-1], seconds)
+        return seconds
 
     def _store(self, worker: int, records: list[_Record], record: _Record) -> None:
         """Add a record and keep the bounds on memory."""
@@ -402,8 +398,8 @@ class CompletionHistory:
                 recent[worker] = kept
         self._workers = recent
         counts = np.array([len(records) for records in recent.values()], dtype=np.int64)
-        flat = np.array(
-            [r for records in recent.values() for r in records], dtype=np.float64
+        flat = np.fromiter(
+            chain.from_iterable(chain.from_iterable(recent.values())), np.float64
         ).reshape(-1, len(_Record._fields))
         kinds, all_seconds, all_overheads, references = flat.T[1:]
         row = np.repeat(np.arange(len(counts)), counts)
@@ -438,6 +434,11 @@ class CompletionHistory:
             fleet_seconds=fleet_seconds,
             fleet_overhead=fleet_overhead,
         )
+
+
+def _slow_for_now(latest: _Record, seconds: float) -> float:
+    """Return what to expect in the round of a worker's latest record."""
+    return latest.seconds if latest.seconds > _SLOW * seconds else seconds
 
 
 def _padded(
