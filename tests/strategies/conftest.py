@@ -14,7 +14,6 @@ import pytest
 from flwr.app import (
     Array,
     ArrayRecord,
-    ConfigRecord,
     Context,
     Error,
     Message,
@@ -325,5 +324,5 @@ def assert_exact() -> Callable[..., None]:
 
 
 @pytest.fixture
-def config_record() -> Callable[..., ConfigRecord]:
-    return ConfigRecord
+def start_record() -> Callable[[], ArrayRecord]:
+    return start_arrays
