@@ -1,0 +1,1 @@
+"""digits: a Flower app as anybody would write it."""
