@@ -31,7 +31,7 @@ class TwoStageCoded(CodedStrategy):
     stragglers : int (default: 1)
         Number of silent nodes that the replication of partitions should tolerate; the
         strategy says so when it does not. At least 0.
-    redundancy_price : float (default: 0.1)
+    redundancy_price : float (default: 0.2)
         How much longer, relative to its length, a round may take to save computing
         every partition once more, at least 0.
     max_stage_two_redundancy : int (default: 2)
@@ -57,7 +57,7 @@ class TwoStageCoded(CodedStrategy):
         self,
         *,
         stragglers: int = 1,
-        redundancy_price: float = 0.1,
+        redundancy_price: float = 0.2,
         max_stage_two_redundancy: int = 2,
         **coded: Any,
     ) -> None:

@@ -47,7 +47,7 @@ class TwoStageOptions:
 
     Parameters
     ----------
-    redundancy_price : float (default: 0.1)
+    redundancy_price : float (default: 0.2)
         How much longer, relative to its length, a round may take to save computing
         every partition once more. 0 buys any speed with any work; sane up to 2.
     max_stage_two_redundancy : int (default: 2)
@@ -62,7 +62,7 @@ class TwoStageOptions:
         If a parameter is out of range.
     """
 
-    redundancy_price: float = 0.1
+    redundancy_price: float = 0.2
     max_stage_two_redundancy: int = 2
     draws: int = 20_000
 

@@ -139,7 +139,7 @@ def test_summary_says_how_rounds_are_coded(logged):
     text = logged.text
     for line in (
         "├── Scheme: two stages",
-        "├── Stage-two redundancy: up to 2, at a price of 0.1",
+        "├── Stage-two redundancy: up to 2, at a price of 0.2",
         "├── Partitions: 12",
         "├── Clock: wall",
         "├── Seed: run-config",
