@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flower_ext.coding.allocation import allocate
+from flower_ext.coding.allocation import allocate, balance
 from flower_ext.coding.forecast import completion_if_stopped
 from flower_ext.coding.incremental import IncrementalDecoder
 from flower_ext.coding.plan import LEAST_DEADLINE, Dispatch, RoundPlan
@@ -140,6 +140,7 @@ class TwoStagePlan(RoundPlan):
         self._revise_below = 0  # outstanding jobs at which T₁ is revised next
         self._revise_from = math.inf  # workers from which on T₁ is revised
         self._on_time = 0  # dispatches from this key on are expected back
+        self._reinforce_from = math.inf  # workers from which on stage two is revised
         self._waiting: set[int] = set()  # partitions that no idle worker could take
 
     @property
@@ -181,6 +182,11 @@ class TwoStagePlan(RoundPlan):
             or len(self._holdings) >= self._revise_from
         ):
             sent += self._revise(at)
+        elif (
+            self.stage_two_at is not None
+            and len(self._holdings) >= self._reinforce_from
+        ):
+            sent += self._reinforce(at)
         return sent
 
     def _failed(self, at: float) -> list[Dispatch]:
@@ -318,6 +324,36 @@ class TwoStagePlan(RoundPlan):
         self._wake_at = math.inf
         return self._spread(self._lost(), at)
 
+    def _reinforce(self, at: float) -> list[Dispatch]:
+        """Spread anew if the workers that came since would be done before stage two.
+
+        Stage two may have begun when most workers were still busy with an earlier
+        round, and so have been left to a few.
+        """
+        self._reinforce_from = math.ceil(len(self._holdings) / _REVISE)
+        missing = set(self._missing(self.received))
+        workers = self._able(missing)
+        if not workers:
+            return []
+        keys = [k for k in self.outstanding if k >= self._on_time]
+        arrivals = self._arrivals(keys, at, _FEWEST_SCENARIOS)
+        known: dict[tuple[int, ...], Floats] = {}
+        for column, key in enumerate(keys):
+            row = self.dispatches[key].partitions
+            if not missing.isdisjoint(row):
+                earlier = known.get(row, arrivals[:, column])
+                known[row] = np.minimum(earlier, arrivals[:, column])
+        if not known:
+            return []
+        seconds, overhead = self.history.typical(workers, self.server_round)
+        seconds = np.maximum(seconds, 1e-9)
+        loads = balance(len(missing), seconds, overhead)
+        done = at + float(np.max(np.where(loads > 0, overhead + seconds * loads, 0.0)))
+        waiting = np.median(np.max(list(known.values()), axis=0), keepdims=True)
+        if self._cost(np.array([done]), len(missing)) < self._cost(waiting, 0.0):
+            return self._stage_two(at)
+        return []
+
     def _missing(self, keys: Iterable[int]) -> list[int]:
         """Return the partitions that no choice of disjoint uncoded rows brings.
 
@@ -389,6 +425,7 @@ class TwoStagePlan(RoundPlan):
                 best, best_cost = spread, cost
                 best_late = float(np.quantile(done[:, load > 0].max(axis=1), 0.9))
         assert best is not None  # redundancy 0 always spreads what is within reach
+        self._reinforce_from = math.ceil(len(self._holdings) / _REVISE)
         look = at + max(_PATIENCE * (best_late - at), _TICK)
         self._wake_at = look if math.isinf(self._wake_at) else max(look, self._wake_at)
         self._allow(at + 10.0 * (best_late - at))
