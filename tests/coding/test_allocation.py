@@ -1,22 +1,28 @@
 """Allocation is optimal, and never asks a worker for what it does not hold."""
 
 import itertools
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from flower_ext.coding.allocation import allocate, balance
+
+Floats = NDArray[np.float64]
+Fleet = tuple[list[set[int]], Floats, Floats]
 
 SECONDS = st.sampled_from([0.5, 1.0, 1.7, 4.0])
 OVERHEAD = st.sampled_from([0.0, 0.3, 2.0])
 
 
 @st.composite
-def fleets(draw):
+def fleets(draw: st.DrawFn) -> Fleet:
     workers = draw(st.integers(1, 3))
-    several = {"min_size": workers, "max_size": workers}
+    several: dict[str, Any] = {"min_size": workers, "max_size": workers}
     return (
         draw(st.lists(st.sets(st.integers(0, 4)), **several)),
         np.array(draw(st.lists(SECONDS, **several))),
@@ -24,12 +30,17 @@ def fleets(draw):
     )
 
 
-def last_done(loads, seconds, overhead):
+def last_done(loads: Sequence[int], seconds: Floats, overhead: Floats) -> float:
     done = np.where(np.array(loads) > 0, overhead + seconds * loads, 0.0)
-    return done.max(initial=0.0)
+    return float(done.max(initial=0.0))
 
 
-def best_by_trying_all(partitions, holdings, seconds, overhead):
+def best_by_trying_all(
+    partitions: Sequence[int],
+    holdings: Sequence[Collection[int]],
+    seconds: Floats,
+    overhead: Floats,
+) -> float:
     owners = [[i for i, h in enumerate(holdings) if p in h] for p in partitions]
     return min(
         last_done([choice.count(i) for i in range(len(holdings))], seconds, overhead)
@@ -39,7 +50,7 @@ def best_by_trying_all(partitions, holdings, seconds, overhead):
 
 @given(fleets())
 @settings(deadline=None)
-def test_optimal_within_the_holdings(fleet):
+def test_optimal_within_the_holdings(fleet: Fleet) -> None:
     holdings, seconds, overhead = fleet
     jobs = allocate(range(5), holdings, seconds, overhead)
     owned = set().union(*holdings)
@@ -52,7 +63,7 @@ def test_optimal_within_the_holdings(fleet):
 
 @given(fleets(), st.integers(0, 6))
 @settings(deadline=None)
-def test_optimal_when_everybody_holds_everything(fleet, count):
+def test_optimal_when_everybody_holds_everything(fleet: Fleet, count: int) -> None:
     _, seconds, overhead = fleet
     shared = range(count)
     jobs = allocate(shared, [shared] * len(seconds), seconds, overhead)
@@ -62,13 +73,13 @@ def test_optimal_when_everybody_holds_everything(fleet, count):
     assert last_done(loads, seconds, overhead) == pytest.approx(best)
 
 
-def test_balance_by_hand():
+def test_balance_by_hand() -> None:
     # Completions: worker 0 at 1, 2, 3; worker 1 at 2.5, 3.5; worker 2 at 10.
     loads = balance(4, np.array([1.0, 1.0, 5.0]), np.array([0.0, 1.5, 5.0]))
     assert loads.tolist() == [3, 1, 0]
 
 
-def test_what_nobody_holds_is_left_out():
+def test_what_nobody_holds_is_left_out() -> None:
     one, zero = np.ones(3), np.zeros(3)
     assert allocate([7, 8, 9], [{8}, set(), {8}], one, zero)[1] == []
     jobs = allocate([7, 8, 9], [{8}, set(), {8}], one, zero)
@@ -77,20 +88,20 @@ def test_what_nobody_holds_is_left_out():
     assert allocate([7], [], np.empty(0), np.empty(0)) == []
 
 
-def test_any_collection_and_any_order_of_ids():
+def test_any_collection_and_any_order_of_ids() -> None:
     jobs = allocate([30, 10, 20], [(10, 20, 30), [30]], np.ones(2), np.zeros(2))
     assert jobs in ([[10, 20], [30]], [[30, 10], [20]])
 
 
-def test_a_shared_object_of_holdings_is_read_once():
-    class Counted(frozenset):
+def test_a_shared_object_of_holdings_is_read_once() -> None:
+    class Counted(frozenset[int]):
         reads = 0
 
-        def __iter__(self):
+        def __iter__(self) -> Iterator[int]:
             Counted.reads += 1
             return super().__iter__()
 
-        def __contains__(self, item):
+        def __contains__(self, item: object) -> bool:
             Counted.reads += 1
             return super().__contains__(item)
 

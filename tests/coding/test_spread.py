@@ -1,17 +1,22 @@
 """Stage two's rows decode whichever `redundancy` of them stay away."""
 
 import itertools
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from flower_ext.coding.incremental import IncrementalDecoder
-from flower_ext.coding.spread import spread_missing
+from flower_ext.coding.spread import Row, Spread, spread_missing
+
+Floats = NDArray[np.float64]
+Situation = tuple[list[int], Sequence[Collection[int]], Floats, Floats]
 
 
-def decodes(rows, partitions):
+def decodes(rows: Sequence[Row], partitions: Sequence[int]) -> bool:
     column = {p: k for k, p in enumerate(partitions)}
     decoder = IncrementalDecoder(len(partitions))
     for ids, coefficients in rows:
@@ -20,7 +25,7 @@ def decodes(rows, partitions):
 
 
 @st.composite
-def situations(draw):
+def situations(draw: st.DrawFn) -> Situation:
     partitions = list(range(100, 100 + draw(st.integers(1, 6))))
     held = draw(
         st.one_of(
@@ -36,7 +41,9 @@ def situations(draw):
 
 @given(situations(), st.integers(0, 2))
 @settings(deadline=None)
-def test_any_redundancy_rows_may_stay_away(situation, redundancy):
+def test_any_redundancy_rows_may_stay_away(
+    situation: Situation, redundancy: int
+) -> None:
     partitions, held, seconds, overhead = situation
     spread = spread_missing(partitions, held, seconds, overhead, redundancy)
     holders = [sum(p in h for h in held) for p in partitions]
@@ -53,43 +60,60 @@ def test_any_redundancy_rows_may_stay_away(situation, redundancy):
         assert not spread.covered or decodes(rest, sorted(spread.covered))
 
 
-def test_full_holdings_without_redundancy_share_by_speed():
-    spread = spread_missing(
-        [1, 2, 3], [range(9)] * 2, np.array([1.0, 2.0]), np.zeros(2), 0
-    )
+def spread_of(
+    partitions: Sequence[int],
+    held: Sequence[Collection[int]],
+    seconds: Floats,
+    overhead: Floats,
+    redundancy: int,
+) -> Spread:
+    """Spread partitions of which there are copies enough."""
+    spread = spread_missing(partitions, held, seconds, overhead, redundancy)
+    assert spread is not None
+    return spread
+
+
+def test_full_holdings_without_redundancy_share_by_speed() -> None:
+    spread = spread_of([1, 2, 3], [range(9)] * 2, np.array([1.0, 2.0]), np.zeros(2), 0)
     assert spread.rows == [([1, 2], [1.0, 1.0]), ([3], [1.0])]
     assert spread.groups == [[0], [1]]
 
 
-def test_a_group_joins_a_fast_and_a_slow_worker():
+def test_a_group_joins_a_fast_and_a_slow_worker() -> None:
     seconds = np.array([9.0, 1.0, 1.5, 8.0])
-    spread = spread_missing([5, 6], [range(9)] * 4, seconds, np.zeros(4), 1)
+    spread = spread_of([5, 6], [range(9)] * 4, seconds, np.zeros(4), 1)
     assert spread.groups == [[1, 3], [2, 0]]
     assert spread.rows[1] == spread.rows[3] == ([5], [1.0])
     assert spread.rows[2] == spread.rows[0] == ([6], [1.0])
 
 
-def test_too_little_replication_for_the_redundancy():
+def test_too_little_replication_for_the_redundancy() -> None:
     one, zero = np.ones(2), np.zeros(2)
     assert spread_missing([1, 2], [{1, 2}, {1}], one, zero, 1) is None
     assert spread_missing([1], [{1}, {1}], one, zero, 2) is None
 
 
-def test_what_nobody_holds_is_not_covered():
-    spread = spread_missing([1, 2], [{1}, {3}], np.ones(2), np.zeros(2), 0)
+def test_what_nobody_holds_is_not_covered() -> None:
+    spread = spread_of([1, 2], [{1}, {3}], np.ones(2), np.zeros(2), 0)
     assert spread.covered == {1}
     assert spread.rows == [([1], [1.0]), ([], [])]
 
 
-def completion(spread, done, arrivals, jobs):
+def completion(
+    spread: Spread,
+    done: Sequence[float],
+    arrivals: Sequence[float],
+    jobs: Sequence[Sequence[int]],
+) -> list[float]:
     times = spread.completion(
         np.array([done], dtype=float), np.array([arrivals], dtype=float), jobs
     )
-    return times.tolist()
+    listed: list[float] = times.tolist()
+    return listed
 
 
-def test_completion_of_groups_by_hand():
-    spread = spread_missing([1, 2], [range(9)] * 4, np.ones(4), np.zeros(4), 1)
+def test_completion_of_groups_by_hand() -> None:
+    spread = spread_of([1, 2], [range(9)] * 4, np.ones(4), np.zeros(4), 1)
     assert spread.groups == [[0, 2], [1, 3]]
     # Chunk {1} is known at 3, chunk {2} at 4.
     assert completion(spread, [5, 4, 3, 8], [9.0], [[1, 2]]) == [4.0]
@@ -102,9 +126,9 @@ def test_completion_of_groups_by_hand():
     assert completion(spread, [5, 4, 3, 8], [9.0], [[1, 7]]) == [9.0]
 
 
-def test_completion_of_a_general_code_by_hand():
+def test_completion_of_a_general_code_by_hand() -> None:
     held = [{1, 2}, {2, 3}, {1, 3}]
-    spread = spread_missing([1, 2, 3], held, np.ones(3), np.zeros(3), 1)
+    spread = spread_of([1, 2, 3], held, np.ones(3), np.zeros(3), 1)
     assert spread.groups == []
     # All rows but one, or both late jobs.
     assert completion(spread, [5, 7, 6], [9.0, 1.0], [[1], [2, 3]]) == [6.0]
@@ -113,6 +137,6 @@ def test_completion_of_a_general_code_by_hand():
 
 
 @pytest.mark.parametrize("redundancy", [0, 1, 2])
-def test_a_larger_fleet_than_work_leaves_workers_idle(redundancy):
-    spread = spread_missing([1], [range(9)] * 8, np.ones(8), np.zeros(8), redundancy)
+def test_a_larger_fleet_than_work_leaves_workers_idle(redundancy: int) -> None:
+    spread = spread_of([1], [range(9)] * 8, np.ones(8), np.zeros(8), redundancy)
     assert sum(bool(ids) for ids, _ in spread.rows) == redundancy + 1

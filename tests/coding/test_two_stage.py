@@ -3,21 +3,28 @@
 import heapq
 import itertools
 import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flower_ext.coding.plan import Dispatch
 from flower_ext.coding.two_stage import TwoStageOptions, TwoStagePlan
 from flower_ext.errors import InvalidInputError
 from flower_ext.scheduling.history import CompletionHistory
+
+Holdings = Mapping[int, Collection[int]]
+Seconds = Callable[[Dispatch], float]
+Event = tuple[float, int, Collection[int] | None]
 
 NEVER = math.inf
 UPLOAD = 0.1
 
 
-def warm(workers, rounds=12):
+def warm(workers: Iterable[int], rounds: int = 12) -> CompletionHistory:
     """Workers that take one second per partition and a tenth for a reply."""
     history = CompletionHistory()
     for number, worker in itertools.product(range(1, rounds + 1), workers):
@@ -25,7 +32,13 @@ def warm(workers, rounds=12):
     return history
 
 
-def planned(partitions, held, history=None, seed=0, **options):
+def planned(
+    partitions: int,
+    held: int | Holdings,
+    history: CompletionHistory | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> TwoStagePlan:
     """Return a plan for round 20; `held` is a number of workers or their holdings."""
     if isinstance(held, int):
         held = dict.fromkeys(range(held), frozenset(range(partitions)))
@@ -39,11 +52,16 @@ def planned(partitions, held, history=None, seed=0, **options):
     )
 
 
-def on_schedule(dispatch):
+def on_schedule(dispatch: Dispatch) -> float:
     return len(dispatch.partitions) + UPLOAD
 
 
-def play(plan, seconds=on_schedule, events=(), timeout=1000.0):
+def play(
+    plan: TwoStagePlan,
+    seconds: Seconds = on_schedule,
+    events: Iterable[Event] = (),
+    timeout: float = 1000.0,
+) -> float:
     """Drive a plan until it is finished, or to the timeout, and return when it was.
 
     `seconds` says when a dispatch is answered, counted from its start: NEVER, or
@@ -51,11 +69,13 @@ def play(plan, seconds=on_schedule, events=(), timeout=1000.0):
     being None when the worker leaves.
     """
     order = itertools.count()
-    queue = [(at, next(order), "event", event) for at, *event in events]
+    queue: list[tuple[float, int, str, Any]] = [
+        (at, next(order), "event", event) for at, *event in events
+    ]
     heapq.heapify(queue)
-    usable, busy, failed = dict(plan._idle), set(), set()
+    usable, busy, failed = dict(plan._idle), set[int](), set[int]()
 
-    def push(sent, at):
+    def push(sent: Iterable[Dispatch], at: float) -> None:
         for dispatch in sent:
             worker, partitions = dispatch.worker, dispatch.partitions
             assert worker in usable
@@ -107,14 +127,14 @@ def play(plan, seconds=on_schedule, events=(), timeout=1000.0):
     raise AssertionError("The plan goes round in circles.")
 
 
-def assert_no_dead_end(plan, usable, now):
+def assert_no_dead_end(plan: TwoStagePlan, usable: Holdings, now: float) -> None:
     """Check that a plan that gives up misses no more than nobody can bring any more."""
     if not plan.decodable and now < plan.deadline:
         out_of_reach = set(plan.partitions).difference(*usable.values())
         assert plan.outcome().residual <= math.sqrt(len(out_of_reach)) + 1e-6
 
 
-def assert_consistent(plan):
+def assert_consistent(plan: TwoStagePlan) -> None:
     """Check that the outcome is what its weights make of the rows."""
     outcome = plan.outcome()
     combination = dict.fromkeys(plan.partitions, 0.0)
@@ -129,14 +149,14 @@ def assert_consistent(plan):
         assert set(outcome.combination.values()) == {1.0}
 
 
-def stages(plan):
+def stages(plan: TwoStagePlan) -> list[int]:
     return [d.stage for d in plan.dispatches]
 
 
-def late(workers, at, stage=1):
+def late(workers: Collection[int], at: float, stage: int = 1) -> Seconds:
     """Return delays on schedule, but for some workers' jobs of a stage."""
 
-    def seconds(dispatch):
+    def seconds(dispatch: Dispatch) -> float:
         if dispatch.worker in workers and dispatch.stage == stage:
             return at
         return on_schedule(dispatch)
@@ -144,7 +164,7 @@ def late(workers, at, stage=1):
     return seconds
 
 
-def test_nobody_late_costs_nothing():
+def test_nobody_late_costs_nothing() -> None:
     plan = planned(12, 6)
     assert play(plan) == pytest.approx(2.1)
     assert plan.work == 12
@@ -152,7 +172,7 @@ def test_nobody_late_costs_nothing():
     assert plan.outcome().exact
 
 
-def test_loads_follow_speed():
+def test_loads_follow_speed() -> None:
     history = CompletionHistory()
     for number, worker in itertools.product(range(1, 13), range(3)):
         seconds = 1.0 if worker else 4.0
@@ -161,9 +181,10 @@ def test_loads_follow_speed():
     assert [len(d.partitions) for d in sent] == [1, 4, 4]
 
 
-def test_one_straggler_is_replaced_in_stage_two():
+def test_one_straggler_is_replaced_in_stage_two() -> None:
     plan = planned(12, 6)
     end = play(plan, late({0}, 500.0))
+    assert plan.stage_two_at is not None
     assert 2.1 < plan.stage_two_at < end < 5.0
     redone = [d for d in plan.dispatches if d.stage == 2]
     assert {p for d in redone for p in d.partitions} == {0, 1}
@@ -172,20 +193,21 @@ def test_one_straggler_is_replaced_in_stage_two():
     assert_consistent(plan)
 
 
-def test_a_late_reply_of_stage_one_still_counts():
-    def seconds(dispatch):
+def test_a_late_reply_of_stage_one_still_counts() -> None:
+    def seconds(dispatch: Dispatch) -> float:
         if dispatch.stage == 2:
             return 60.0
         return 6.0 if dispatch.worker == 0 else on_schedule(dispatch)
 
     plan = planned(12, 6)
     assert play(plan, seconds) == 6.0
+    assert plan.stage_two_at is not None
     assert plan.stage_two_at < 6.0
     assert plan.outcome().exact
     assert_consistent(plan)
 
 
-def test_a_cold_start_waits_for_half_of_the_replies():
+def test_a_cold_start_waits_for_half_of_the_replies() -> None:
     plan = planned(8, 4, CompletionHistory())
     first = plan.start()
     assert [len(d.partitions) for d in first] == [2, 2, 2, 2]
@@ -198,7 +220,7 @@ def test_a_cold_start_waits_for_half_of_the_replies():
     assert plan.deadline < math.inf
 
 
-def test_a_cold_start_with_one_reply_goes_on_without_the_others():
+def test_a_cold_start_with_one_reply_goes_on_without_the_others() -> None:
     plan = planned(8, 4, CompletionHistory())
     end = play(plan, lambda d: 3.0 if d.worker == 0 else NEVER)
     assert end < 60.0
@@ -206,25 +228,25 @@ def test_a_cold_start_with_one_reply_goes_on_without_the_others():
     assert_consistent(plan)
 
 
-def test_a_cold_start_of_many_with_one_reply():
+def test_a_cold_start_of_many_with_one_reply() -> None:
     # One of twelve is too few to revise T₁ after, but it is all there will be.
     plan = planned(12, 12, CompletionHistory())
     assert play(plan, lambda d: 3.0 if d.worker == 0 else NEVER) < 60.0
     assert plan.outcome().exact
 
 
-def test_a_cold_start_without_any_reply_is_the_drivers_to_end():
+def test_a_cold_start_without_any_reply_is_the_drivers_to_end() -> None:
     plan = planned(4, 2, CompletionHistory())
     assert play(plan, lambda d: NEVER, timeout=77.0) == 77.0
 
 
-def test_a_cold_start_in_which_everybody_fails_ends():
+def test_a_cold_start_in_which_everybody_fails_ends() -> None:
     plan = planned(4, 2, CompletionHistory())
     assert play(plan, lambda d: -3.0) == 3.0
     assert not plan.outcome().weights
 
 
-def test_a_failure_in_stage_one_is_made_good():
+def test_a_failure_in_stage_one_is_made_good() -> None:
     plan = planned(12, 6)
     end = play(plan, late({0}, -0.5))
     assert end < 5.0
@@ -233,7 +255,7 @@ def test_a_failure_in_stage_one_is_made_good():
     assert_consistent(plan)
 
 
-def test_a_failure_with_idle_workers_is_made_good_at_once():
+def test_a_failure_with_idle_workers_is_made_good_at_once() -> None:
     plan = planned(2, 4)
     plan.start()
     (sent,) = plan.failure(0, 0.3)
@@ -241,11 +263,11 @@ def test_a_failure_with_idle_workers_is_made_good_at_once():
     assert plan.stage_two_at is None
 
 
-def test_a_failure_in_stage_two_is_made_good_without_redoing_the_rest():
+def test_a_failure_in_stage_two_is_made_good_without_redoing_the_rest() -> None:
     # Workers 0 and 1 straggle; the first dispatch of stage two fails.
     plan = planned(12, 6, options=TwoStageOptions(max_stage_two_redundancy=0))
 
-    def seconds(dispatch):
+    def seconds(dispatch: Dispatch) -> float:
         if dispatch.key == 6:
             return -0.5
         return 300.0 if dispatch.key < 2 else on_schedule(dispatch)
@@ -259,7 +281,7 @@ def test_a_failure_in_stage_two_is_made_good_without_redoing_the_rest():
     assert_consistent(plan)
 
 
-def erratic(workers):
+def erratic(workers: int) -> CompletionHistory:
     """Three jobs in ten take twenty times as long: any hedge is worth its work."""
     history, rng = CompletionHistory(), np.random.default_rng(0)
     for number, worker in itertools.product(range(1, 20), range(workers)):
@@ -268,7 +290,7 @@ def erratic(workers):
     return history
 
 
-def hedged(held, partitions):
+def hedged(held: Holdings, partitions: int) -> tuple[TwoStagePlan, list[Dispatch]]:
     """Return a plan that sends stage two along with stage one, and what it sent."""
     plan = planned(
         partitions,
@@ -281,19 +303,24 @@ def hedged(held, partitions):
     return plan, [d for d in sent if d.stage == 2]
 
 
-def test_a_failure_among_copies_needs_nothing():
+def hungry(plan: TwoStagePlan) -> bool:
+    """Return whether a plan is hungry by now; mypy takes the attribute for constant."""
+    return plan.hungry
+
+
+def test_a_failure_among_copies_needs_nothing() -> None:
     plan, copies = hedged({w: {0} for w in range(4)}, 1)
     assert [d.partitions for d in copies] == [(0,), (0,), (0,)]
     assert plan.failure(copies[0].key, 0.1) == []
     assert plan.failure(copies[1].key, 0.2) == []
-    assert not plan.hungry
+    assert not hungry(plan)
     assert plan.failure(copies[2].key, 0.3) == []
-    assert plan.hungry  # only the late job of stage one is left
+    assert hungry(plan)  # only the late job of stage one is left
     plan.reply(0, 9.0, 9.0)
     assert plan.decodable
 
 
-def test_a_general_code_where_holdings_differ():
+def test_a_general_code_where_holdings_differ() -> None:
     plan, coded = hedged({w: {w % 3, (w + 1) % 3} for w in range(6)}, 3)
     assert [len(d.partitions) for d in coded] == [2, 2, 2]
     assert plan.failure(coded[0].key, 0.1) == []
@@ -308,7 +335,7 @@ def test_a_general_code_where_holdings_differ():
     assert_consistent(plan)
 
 
-def test_a_general_code_that_lost_too_much_waits_for_a_worker():
+def test_a_general_code_that_lost_too_much_waits_for_a_worker() -> None:
     plan, coded = hedged({w: {w % 3, (w + 1) % 3} for w in range(6)}, 3)
     plan.failure(coded[0].key, 0.1)
     plan.failure(coded[1].key, 0.2)
@@ -319,7 +346,7 @@ def test_a_general_code_that_lost_too_much_waits_for_a_worker():
     assert plan.decodable
 
 
-def test_a_worker_that_joins_takes_over_from_a_dead_one():
+def test_a_worker_that_joins_takes_over_from_a_dead_one() -> None:
     plan = planned(2, 1)
     end = play(plan, late({0}, NEVER), events=[(1.0, 9, range(2))])
     assert end < 30.0
@@ -327,7 +354,7 @@ def test_a_worker_that_joins_takes_over_from_a_dead_one():
     assert {d.worker for d in plan.dispatches} == {0, 9}
 
 
-def test_a_worker_that_joins_with_what_nobody_held_starts_at_once():
+def test_a_worker_that_joins_with_what_nobody_held_starts_at_once() -> None:
     plan = planned(4, {0: {0, 1}, 1: {1, 2}})
     plan.start()
     assert plan.hungry
@@ -337,7 +364,7 @@ def test_a_worker_that_joins_with_what_nobody_held_starts_at_once():
     assert not plan.hungry
 
 
-def test_a_worker_that_left_is_not_used():
+def test_a_worker_that_left_is_not_used() -> None:
     # Worker 0 never answers; 1 has left before it can take over, 2 leaves while busy.
     plan = planned(6, 4)
     events = [(0.5, 1, None), (0.6, 2, None)]
@@ -347,7 +374,7 @@ def test_a_worker_that_left_is_not_used():
     assert_consistent(plan)
 
 
-def test_all_workers_are_busy_at_first():
+def test_all_workers_are_busy_at_first() -> None:
     plan = planned(4, {}, warm(range(2)))
     assert plan.start() == []
     assert plan.hungry
@@ -357,7 +384,7 @@ def test_all_workers_are_busy_at_first():
     assert plan.outcome().exact
 
 
-def test_a_partition_that_only_a_dead_worker_holds():
+def test_a_partition_that_only_a_dead_worker_holds() -> None:
     plan = planned(4, {0: {0, 1, 2}, 1: {0, 1, 2}, 2: {3}})
     end = play(plan, late({2}, NEVER))
     assert end == plan.deadline < 60.0
@@ -366,13 +393,13 @@ def test_a_partition_that_only_a_dead_worker_holds():
     assert outcome.residual == 1.0
 
 
-def test_a_partition_that_only_a_failed_worker_holds_is_not_waited_for():
+def test_a_partition_that_only_a_failed_worker_holds_is_not_waited_for() -> None:
     plan = planned(4, {0: {0, 1, 2}, 1: {0, 1, 2}, 2: {3}})
     assert play(plan, late({2}, -0.2)) < 4.0
     assert list(plan.outcome().combination.values()) == [1.0, 1.0, 1.0, 0.0]
 
 
-def test_partial_replication_with_stragglers_decodes():
+def test_partial_replication_with_stragglers_decodes() -> None:
     held = {w: {(w + i) % 8 for i in range(3)} for w in range(8)}
     plan = planned(8, held)
     assert play(plan, late({0, 4}, NEVER)) < 10.0
@@ -380,13 +407,13 @@ def test_partial_replication_with_stragglers_decodes():
     assert_consistent(plan)
 
 
-def test_the_deadline_does_not_recede_before_a_dead_fleet():
+def test_the_deadline_does_not_recede_before_a_dead_fleet() -> None:
     plan = planned(4, 1)
     assert play(plan, lambda d: NEVER) == plan.deadline < 200.0
     assert plan.outcome().combination == dict.fromkeys(range(4), 0.0)
 
 
-def test_a_given_deadline_ends_the_round_with_what_there_is():
+def test_a_given_deadline_ends_the_round_with_what_there_is() -> None:
     plan = planned(12, 6, deadline=2.05)
     seconds = late({0, 1}, 1.5)
     assert play(plan, seconds) == 2.05
@@ -395,7 +422,7 @@ def test_a_given_deadline_ends_the_round_with_what_there_is():
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
 @pytest.mark.parametrize("partitions", [1, 3, 20])
-def test_any_ratio_of_workers_and_partitions(workers, partitions):
+def test_any_ratio_of_workers_and_partitions(workers: int, partitions: int) -> None:
     for history in (None, CompletionHistory()):
         plan = planned(partitions, workers, history)
         end = play(plan)
@@ -407,7 +434,7 @@ def test_any_ratio_of_workers_and_partitions(workers, partitions):
         assert plan.outcome().exact
 
 
-def test_times_of_zero_neither_divide_nor_loop():
+def test_times_of_zero_neither_divide_nor_loop() -> None:
     history = CompletionHistory()
     for number, worker in itertools.product(range(1, 20), range(3)):
         history.completed(worker, number, 1, 0.0, 0.0)
@@ -419,7 +446,7 @@ def test_times_of_zero_neither_divide_nor_loop():
     assert play(plan, lambda d: NEVER) == plan.deadline
 
 
-def test_silence_is_not_waited_out():
+def test_silence_is_not_waited_out() -> None:
     # Worker 0 alone must redo 11 partitions, which takes longer than T₁ so far: every
     # forecast says that others will be back before, and none is.
     plan = planned(12, 12)
@@ -428,8 +455,8 @@ def test_silence_is_not_waited_out():
     assert plan.outcome().exact
 
 
-def test_the_same_seed_gives_the_same_round():
-    def round_of(seed):
+def test_the_same_seed_gives_the_same_round() -> None:
+    def round_of(seed: int) -> tuple[list[Dispatch], float | None]:
         plan = planned(20, 6, seed=seed)
         play(plan, late({1, 2}, 30.0))
         return plan.dispatches, plan.stage_two_at
@@ -437,8 +464,8 @@ def test_the_same_seed_gives_the_same_round():
     assert round_of(1) == round_of(1)
 
 
-def test_a_free_round_buys_speed_with_redundancy():
-    def redundancy(price):
+def test_a_free_round_buys_speed_with_redundancy() -> None:
+    def redundancy(price: float) -> int:
         total = 0
         for seed in range(4):
             options = TwoStageOptions(redundancy_price=price)
@@ -459,7 +486,7 @@ def test_a_free_round_buys_speed_with_redundancy():
         {"draws": 10},
     ],
 )
-def test_bad_options_are_refused(options):
+def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(options))):
         TwoStageOptions(**options)
 
@@ -468,31 +495,35 @@ def test_bad_options_are_refused(options):
     seed=st.integers(0, 2**32), cold=st.booleans(), price=st.sampled_from([0.0, 0.1])
 )
 @settings(max_examples=150, deadline=None)
-def test_whatever_happens(seed, cold, price):
+def test_whatever_happens(seed: int, cold: bool, price: float) -> None:
     """Random holdings, delays, failures, deaths, arrivals and departures."""
     rng = np.random.default_rng(seed)
     workers, partitions = int(rng.integers(1, 8)), int(rng.integers(1, 12))
     share = rng.choice([0.3, 0.6, 1.0])
 
-    def holdings():
+    def holdings() -> frozenset[int]:
         return frozenset(np.flatnonzero(rng.random(partitions) < share).tolist())
 
     fates = rng.choice(["good", "slow", "dead", "fails"], 40, p=[0.6, 0.2, 0.1, 0.1])
     noise = rng.exponential(0.3, 200)
 
-    def seconds(dispatch):
-        taken = on_schedule(dispatch) * (1.0 + noise[dispatch.key])
+    def seconds(dispatch: Dispatch) -> float:
+        taken = on_schedule(dispatch) * float(1.0 + noise[dispatch.key])
         if dispatch.stage == 2 and noise[-1 - dispatch.key] > 1.0:
             return -taken
         fate = fates[dispatch.worker]
         return {"good": taken, "slow": 9 * taken, "dead": NEVER}.get(fate, -taken)
 
-    joining = [(rng.uniform(0, 8), 10 + i, holdings()) for i in range(rng.integers(3))]
-    leaving = [
+    joining: list[Event] = [
+        (rng.uniform(0, 8), 10 + i, holdings()) for i in range(rng.integers(3))
+    ]
+    leaving: list[Event] = [
         (rng.uniform(0, 8), int(rng.integers(workers)), None)
         for _ in range(rng.integers(3))
     ]
-    returning = [(at + 1.0, worker, holdings()) for at, worker, _ in leaving[:1]]
+    returning: list[Event] = [
+        (at + 1.0, worker, holdings()) for at, worker, _ in leaving[:1]
+    ]
     plan = planned(
         partitions,
         {w: holdings() for w in range(workers)},

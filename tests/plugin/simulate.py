@@ -9,7 +9,8 @@ if __name__ == "__main__":
     import tomllib
     from pathlib import Path
 
-    from flwr.serverapp import ServerApp
+    from flwr.app import ConfigRecordValues, Context
+    from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
 
     project = tomllib.loads(Path(app_dir, "pyproject.toml").read_text())["tool"]["flwr"]
@@ -20,12 +21,15 @@ if __name__ == "__main__":
     server = ServerApp()
 
     @server.main()
-    def main(grid, context):
+    def main(grid: Grid, context: Context) -> None:
         """Give the app its run-config, which run_simulation leaves empty."""
         context.run_config.update(project["app"]["config"])
         context.run_config["final-model"] = final_model
         loaded["serverapp"](grid=grid, context=context)
 
     # One worker, which imports torch once.
-    resources = {"init_args": {"num_cpus": 1}, "client_resources": {"num_cpus": 1}}
+    resources: dict[str, dict[str, ConfigRecordValues]] = {
+        "init_args": {"num_cpus": 1},
+        "client_resources": {"num_cpus": 1},
+    }
     run_simulation(server, loaded["clientapp"], int(num_nodes), "ray", resources)

@@ -86,10 +86,11 @@ def simulate(app: Path, final_model: Path) -> dict[str, torch.Tensor]:
         check=False,
     )
     assert final_model.exists(), done.stderr[-4000:]
-    return torch.load(final_model)
+    model: dict[str, torch.Tensor] = torch.load(final_model)
+    return model
 
 
-def test_two_lines_change_in_each_half(changed_app):
+def test_two_lines_change_in_each_half(changed_app: Path) -> None:
     assert changed_lines(HERE / "stock_app", changed_app) == [
         (name, before, after)
         for name, lines in CHANGES.items()
@@ -97,7 +98,9 @@ def test_two_lines_change_in_each_half(changed_app):
     ]
 
 
-def test_changed_app_trains_the_model_of_the_stock_app(changed_app, tmp_path):
+def test_changed_app_trains_the_model_of_the_stock_app(
+    changed_app: Path, tmp_path: Path
+) -> None:
     stock = simulate(HERE / "stock_app", tmp_path / "stock.pt")
     coded = simulate(changed_app, tmp_path / "coded.pt")
 

@@ -1,15 +1,21 @@
 """The history of completion times, on numbers that can be checked by hand."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from flower_ext.errors import InvalidInputError
 from flower_ext.scheduling.history import CompletionHistory
 
+Floats = NDArray[np.float64]
 
-def filled(times, prior_weight=0, **options):
+
+def filled(
+    times: Mapping[int, Sequence[float]], prior_weight: int = 0, **options: int
+) -> CompletionHistory:
     """Record one job of one partition per round: worker -> seconds, no overhead."""
     history = CompletionHistory(prior_weight=prior_weight, **options)
     for worker, seconds in times.items():
@@ -18,18 +24,20 @@ def filled(times, prior_weight=0, **options):
     return history
 
 
-def typical_seconds(history, worker, server_round=100):
-    return history.typical([worker], server_round)[0][0]
+def typical_seconds(
+    history: CompletionHistory, worker: int, server_round: int = 100
+) -> float:
+    return float(history.typical([worker], server_round)[0][0])
 
 
-def test_nobody_known():
+def test_nobody_known() -> None:
     seconds, overhead = CompletionHistory().typical([1, 2], 1)
     assert seconds.tolist() == [1.0, 1.0]
     assert overhead.tolist() == [0.0, 0.0]
     assert len(CompletionHistory()) == 0
 
 
-def test_typical_is_the_median_per_partition_and_what_exceeds_it_is_overhead():
+def test_typical_is_the_median_per_partition_and_what_exceeds_it_is_overhead() -> None:
     history = CompletionHistory(prior_weight=0)
     for number, compute in enumerate((4.0, 6.0, 20.0), start=1):
         history.completed(0, number, 2, compute, compute + number)
@@ -41,18 +49,20 @@ def test_typical_is_the_median_per_partition_and_what_exceeds_it_is_overhead():
     assert len(history) == 2
 
 
-def test_the_median_of_an_even_number_of_records_is_their_midpoint():
+def test_the_median_of_an_even_number_of_records_is_their_midpoint() -> None:
     assert typical_seconds(filled({0: [1.0, 2.0, 4.0, 8.0]}), 0) == 3.0
 
 
-def test_compute_time_is_never_more_than_the_elapsed_time():
+def test_compute_time_is_never_more_than_the_elapsed_time() -> None:
     history = CompletionHistory(prior_weight=0)
     history.completed(0, 1, 1, compute_seconds=5.0, elapsed=2.0)
     seconds, overhead = history.typical([0], 2)
     assert (seconds[0], overhead[0]) == (2.0, 0.0)
 
 
-def test_imagined_records_at_the_fleets_median_shield_a_worker_from_one_bad_round():
+def test_imagined_records_at_the_fleets_median_shield_a_worker_from_one_bad_round() -> (
+    None
+):
     times = {0: [1.0], 1: [1.0], 2: [20.0]}
     assert typical_seconds(filled(times), 2) == 20.0
     assert typical_seconds(filled(times, prior_weight=2), 2) == 1.0
@@ -61,7 +71,7 @@ def test_imagined_records_at_the_fleets_median_shield_a_worker_from_one_bad_roun
     assert typical_seconds(filled(times, prior_weight=2), 2) == 20.0
 
 
-def test_censored_counts_twice_the_wait_until_the_reply_tells_the_truth():
+def test_censored_counts_twice_the_wait_until_the_reply_tells_the_truth() -> None:
     history = CompletionHistory(prior_weight=0)
     history.censored(0, 1, load=2, elapsed=4.0)
     assert typical_seconds(history, 0) == 4.0  # (2 * 4 - 0) / 2
@@ -71,7 +81,7 @@ def test_censored_counts_twice_the_wait_until_the_reply_tells_the_truth():
     assert typical_seconds(history, 0) == 5.0
 
 
-def test_censored_within_the_overhead_teaches_nothing():
+def test_censored_within_the_overhead_teaches_nothing() -> None:
     history = CompletionHistory(prior_weight=0)
     history.completed(0, 1, 1, compute_seconds=1.0, elapsed=4.0)
     history.censored(0, 2, load=1, elapsed=3.0)
@@ -80,7 +90,7 @@ def test_censored_within_the_overhead_teaches_nothing():
     assert typical_seconds(history, 0) == (1.0 + (2 * 5.0 - 3.0)) / 2
 
 
-def test_records_age():
+def test_records_age() -> None:
     history = filled({0: [10.0], 1: [1.0]}, max_age=5)
     history.completed(1, 5, 1, 1.0, 1.0)
     assert typical_seconds(history, 0) == 10.0
@@ -89,11 +99,11 @@ def test_records_age():
     assert len(history) == 1
 
 
-def test_window_keeps_the_latest_records():
+def test_window_keeps_the_latest_records() -> None:
     assert typical_seconds(filled({0: [9.0, 9.0, 9.0, 1.0, 2.0]}, window=2), 0) == 1.5
 
 
-def test_the_least_recently_heard_worker_is_forgotten_first():
+def test_the_least_recently_heard_worker_is_forgotten_first() -> None:
     history = filled({0: [1.0], 1: [2.0], 2: [3.0]}, max_workers=3)
     history.completed(0, 2, 1, 1.0, 1.0)
     history.completed(3, 2, 1, 4.0, 4.0)
@@ -102,7 +112,7 @@ def test_the_least_recently_heard_worker_is_forgotten_first():
     assert typical_seconds(history, 1) == 3.0  # median of 1, 3 and 4
 
 
-def test_slow_in_this_round_is_taken_to_stay_slow_for_the_round():
+def test_slow_in_this_round_is_taken_to_stay_slow_for_the_round() -> None:
     history = filled({0: [1.0] * 9, 1: [1.0] * 9})
     history.completed(0, 10, 1, 7.0, 7.0)
     history.completed(1, 10, 1, 1.9, 1.9)
@@ -110,7 +120,7 @@ def test_slow_in_this_round_is_taken_to_stay_slow_for_the_round():
     assert history.typical([0, 1], 11)[0].tolist() == [1.0, 1.0]
 
 
-def test_second_jobs_are_measured_against_what_the_first_said():
+def test_second_jobs_are_measured_against_what_the_first_said() -> None:
     history = filled({0: [1.0] * 900}, window=2000, max_age=2000)
     for number in range(901, 981):
         # A slow round, and half as slow again in the second job.
@@ -125,13 +135,14 @@ def test_second_jobs_are_measured_against_what_the_first_said():
 
 
 @pytest.mark.parametrize("method", ["sample", "sample_again"])
-def test_samples_have_their_shape_and_follow_their_generator(method):
+def test_samples_have_their_shape_and_follow_their_generator(method: str) -> None:
     history = filled({w: [1.0 + w, 2.0, 3.0] for w in range(4)})
     workers = [0, 3, 77]
 
-    def draw(seed):
+    def draw(seed: int) -> tuple[Floats, Floats]:
         rng = np.random.default_rng(seed)
-        return getattr(history, method)(workers, 9, 50, rng)
+        drawn: tuple[Floats, Floats] = getattr(history, method)(workers, 9, 50, rng)
+        return drawn
 
     for first, again in zip(draw(1), draw(1), strict=True):
         assert first.shape == (50, 3)
@@ -141,7 +152,7 @@ def test_samples_have_their_shape_and_follow_their_generator(method):
     assert (draw(1)[0] != draw(2)[0]).any()
 
 
-def test_samples_resample_the_records_once_these_outnumber_the_prior():
+def test_samples_resample_the_records_once_these_outnumber_the_prior() -> None:
     history = filled({w: [1.0, 1.0, 1.0, 4.0] * 8 for w in range(4)})
     drawn, overhead = history.sample([0, 1], 99, 4000, np.random.default_rng(0))
     assert set(np.unique(drawn)) == {1.0, 4.0}
@@ -149,7 +160,7 @@ def test_samples_resample_the_records_once_these_outnumber_the_prior():
     assert (overhead == 0.0).all()
 
 
-def test_a_worker_with_records_of_its_own_is_sampled_from_them():
+def test_a_worker_with_records_of_its_own_is_sampled_from_them() -> None:
     times = {w: [1.0] * 32 for w in range(9)} | {9: [1.0, 1.0, 1.0, 30.0] * 8}
     history = filled(times)
     drawn, _ = history.sample([0, 9], 99, 4000, np.random.default_rng(0))
@@ -159,7 +170,7 @@ def test_a_worker_with_records_of_its_own_is_sampled_from_them():
     assert abs(often[1] - (0.2 * 0.025 + 0.8 * 0.25)) < 0.02
 
 
-def test_unfinished_jobs_take_longer_than_they_have():
+def test_unfinished_jobs_take_longer_than_they_have() -> None:
     history = filled({w: [1.0, 1.2, 0.8, 6.0] * 8 for w in range(4)})
     elapsed = np.array([0.0, 1.0, 5.0, 500.0])
     drawn = history.sample_unfinished(
@@ -174,7 +185,7 @@ def test_unfinished_jobs_take_longer_than_they_have():
     assert drawn[:, 3].max() <= 20 * 500
 
 
-def test_jobs_that_took_no_time_give_no_nan():
+def test_jobs_that_took_no_time_give_no_nan() -> None:
     history = filled({0: [0.0] * 40, 1: [0.0, 1.0] * 16, 2: [0.0]}, prior_weight=2)
     workers, rng = [0, 1, 2, 3], np.random.default_rng(0)
     history.completed(0, 50, 1, 0.0, 0.0)
@@ -194,7 +205,7 @@ def test_jobs_that_took_no_time_give_no_nan():
 @pytest.mark.parametrize(
     "options", [{"window": 0}, {"max_age": 0}, {"prior_weight": -1}, {"max_workers": 0}]
 )
-def test_bad_parameters_are_refused(options):
+def test_bad_parameters_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(options))):
         CompletionHistory(**options)
 
@@ -203,7 +214,7 @@ def test_bad_parameters_are_refused(options):
     ("load", "compute", "elapsed"),
     [(0, 1.0, 1.0), (1, -1.0, 1.0), (1, 1.0, math.nan), (1, math.inf, 1.0)],
 )
-def test_bad_records_are_refused(load, compute, elapsed):
+def test_bad_records_are_refused(load: int, compute: float, elapsed: float) -> None:
     history = CompletionHistory()
     with pytest.raises(InvalidInputError):
         history.completed(0, 1, load, compute, elapsed)

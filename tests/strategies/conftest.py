@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,17 +18,22 @@ from flwr.app import (
     Error,
     Message,
     MetricRecord,
+    MetricRecordValues,
     RecordDict,
+    UserConfigValue,
 )
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
 
 from flower_ext.clients import CodedClientApp
 from flower_ext.coding.assignment import ASSIGNMENT_KEY, Assignment
 
 Handler = Callable[[Message], tuple[Message | None, float]]
+Answer = Message | None | tuple[Message | None, float]
 
 
 class FakeGrid(Grid):
@@ -132,7 +137,7 @@ def examples_of(partition: int) -> int:
     return 10 + 3 * partition
 
 
-def fedavg_by_hand(rounds: int, partitions: int) -> dict[str, np.ndarray]:
+def fedavg_by_hand(rounds: int, partitions: int) -> dict[str, NDArray[Any]]:
     """Return what FedAvg makes of the start arrays, computed without Flower."""
     arrays = start_arrays()
     weights = np.array([examples_of(p) for p in range(partitions)], dtype=float)
@@ -168,13 +173,17 @@ def client(
     @app.train()
     def train(msg: Message, context: Context) -> Message:
         partition = int(context.node_config["partition-id"])
-        server_round = int(msg.content[config_key]["server-round"])
-        metrics = {examples_key: examples_of(partition), "loss": 1.0 + partition}
+        config = msg.content.config_records[config_key]
+        server_round = cast(int, config["server-round"])
+        metrics: dict[str, MetricRecordValues] = {
+            examples_key: examples_of(partition),
+            "loss": 1.0 + partition,
+        }
         return Message(
             RecordDict(
                 {
                     arrays_key: trained(
-                        msg.content[arrays_key], server_round, partition
+                        msg.content.array_records[arrays_key], server_round, partition
                     ),
                     "metrics": MetricRecord(metrics),
                 }
@@ -184,7 +193,7 @@ def client(
 
     @app.evaluate()
     def evaluate(msg: Message, context: Context) -> Message:
-        metrics = {examples_key: 10, "accuracy": 0.5}
+        metrics: dict[str, MetricRecordValues] = {examples_key: 10, "accuracy": 0.5}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=msg)
 
     return app
@@ -211,8 +220,8 @@ class Federation:
         count: int = 6,
         app: ClientApp | None = None,
         first: int = 100,
-        behave: Callable[[int, Message, Message], Any] | None = None,
-        node_config: Callable[[int], Mapping[str, Any]] | None = None,
+        behave: Callable[[int, Message, Message], Answer] | None = None,
+        node_config: Callable[[int], Mapping[str, UserConfigValue]] | None = None,
     ) -> None:
         self.app = app or client()
         self.first = first
@@ -236,7 +245,7 @@ class Federation:
         done = self.behave(index, message, reply)
         return done if isinstance(done, tuple) else (done, 0.0)
 
-    def run(self, strategy: Any, num_rounds: int = 1, **kwargs: Any) -> Any:
+    def run(self, strategy: Strategy, num_rounds: int = 1, **kwargs: Any) -> Result:
         kwargs = {"timeout": 20.0, **kwargs}
         return strategy.start(self.grid, start_arrays(), num_rounds, **kwargs)
 
@@ -298,7 +307,7 @@ def assignment_of() -> Callable[[Message], Assignment | None]:
 
 
 @pytest.fixture
-def by_hand() -> Callable[[int, int], dict[str, np.ndarray]]:
+def by_hand() -> Callable[[int, int], dict[str, NDArray[Any]]]:
     return fedavg_by_hand
 
 
@@ -306,7 +315,7 @@ def by_hand() -> Callable[[int, int], dict[str, np.ndarray]]:
 def assert_exact() -> Callable[..., None]:
     """Return a check that a result is FedAvg's own to 1e-6 of its largest value."""
 
-    def check(result: Any, rounds: int = 1, partitions: int = 6) -> None:
+    def check(result: Result, rounds: int = 1, partitions: int = 6) -> None:
         expected = fedavg_by_hand(rounds, partitions)
         assert result.arrays.keys() == expected.keys()
         for name, value in expected.items():

@@ -1,29 +1,42 @@
 """A reply that cannot be trusted is rejected by name, and the round does without it."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from flower_ext.coding.assignment import REPLY_PREFIX
 from flower_ext.errors import FlowerExtError
 from flower_ext.strategies import TwoStageCoded
 
+if TYPE_CHECKING:
+    from tests.strategies.conftest import Federation
+
+Spoil = Callable[[Message], object]
+
 BAD = 2  # the node whose replies are spoilt
 
 
-def arrays_of(reply):
+def arrays_of(reply: Message) -> ArrayRecord:
     return next(iter(reply.content.array_records.values()))
 
 
-def metrics_of(reply):
+def metrics_of(reply: Message) -> MetricRecord:
     return next(iter(reply.content.metric_records.values()))
 
 
-def with_value(value):
-    def spoil(reply):
+def values_of(reply: Message, key: str) -> list[float]:
+    return cast(list[float], metrics_of(reply)[key])
+
+
+def with_value(value: float) -> Spoil:
+    def spoil(reply: Message) -> None:
         weight = arrays_of(reply)["weight"].numpy().copy()
         weight[1, 2] = value
         arrays_of(reply)["weight"] = Array(weight)
@@ -31,26 +44,26 @@ def with_value(value):
     return spoil
 
 
-def garbage(reply):
+def garbage(reply: Message) -> None:
     good = arrays_of(reply)["weight"]
     arrays_of(reply)["weight"] = Array(good.dtype, good.shape, good.stype, b"\0garbage")
 
 
-def cut_short(reply):
+def cut_short(reply: Message) -> None:
     good = arrays_of(reply)["weight"]
     short = good.data[: len(good.data) - 4]
     arrays_of(reply)["weight"] = Array(good.dtype, good.shape, good.stype, short)
 
 
-def examples(value):
-    def spoil(reply):
+def examples(value: float) -> Spoil:
+    def spoil(reply: Message) -> None:
         key = f"{REPLY_PREFIX}examples"
-        metrics_of(reply)[key] = [value for _ in metrics_of(reply)[key]]
+        metrics_of(reply)[key] = [value for _ in values_of(reply, key)]
 
     return spoil
 
 
-SPOILT = {
+SPOILT: dict[str, tuple[Spoil, str]] = {
     "NaN": (with_value(np.nan), "has NaN or infinite values"),
     "inf": (with_value(np.inf), "has NaN or infinite values"),
     "wrong shape": (
@@ -85,11 +98,11 @@ SPOILT = {
     ),
     "endless times": (
         lambda r: metrics_of(r).update(
-            {f"{REPLY_PREFIX}upload-seconds": 1.7e308}
-            | {
+            {
+                f"{REPLY_PREFIX}upload-seconds": 1.7e308,
                 f"{REPLY_PREFIX}compute-seconds": [
-                    1.7e308 for _ in metrics_of(r)[f"{REPLY_PREFIX}compute-seconds"]
-                ]
+                    1.7e308 for _ in values_of(r, f"{REPLY_PREFIX}compute-seconds")
+                ],
             }
         ),
         "add up to infinity",
@@ -99,11 +112,14 @@ SPOILT = {
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_bad_reply_is_rejected_by_name_and_the_round_is_exact(
-    name, federation, assert_exact, logged
-):
+    name: str,
+    federation: type[Federation],
+    assert_exact: Callable[..., None],
+    logged: pytest.LogCaptureFixture,
+) -> None:
     spoil, reason = SPOILT[name]
 
-    def behave(index, message, reply):
+    def behave(index: int, message: Message, reply: Message) -> Message:
         if index == BAD and message.metadata.message_type == "train":
             spoil(reply)
         return reply
@@ -121,9 +137,12 @@ def test_bad_reply_is_rejected_by_name_and_the_round_is_exact(
 
 
 def test_failing_client_is_named_and_told_apart(
-    federation, assert_exact, error_reply, logged
-):
-    def behave(index, message, reply):
+    federation: type[Federation],
+    assert_exact: Callable[..., None],
+    error_reply: Callable[..., Message],
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    def behave(index: int, message: Message, reply: Message) -> Message:
         return error_reply(message, 2, "out of memory") if index == BAD else reply
 
     strategy = TwoStageCoded(clock="virtual")
@@ -137,10 +156,12 @@ def test_failing_client_is_named_and_told_apart(
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy`")  # NumPy's view of such bytes
 @pytest.mark.parametrize("seed", range(6))
-def test_random_bytes_are_rejected_and_never_raise(seed, federation, assert_exact):
+def test_random_bytes_are_rejected_and_never_raise(
+    seed: int, federation: type[Federation], assert_exact: Callable[..., None]
+) -> None:
     rng = np.random.default_rng(seed)
 
-    def behave(index, message, reply):
+    def behave(index: int, message: Message, reply: Message) -> Message:
         if index != BAD or message.metadata.message_type != "train":
             return reply
         for name, array in arrays_of(reply).items():
@@ -160,11 +181,11 @@ def test_random_bytes_are_rejected_and_never_raise(seed, federation, assert_exac
     assert_exact(federation(6, behave=behave).run(strategy))
 
 
-def test_stock_clients_are_refused_with_the_fix(federation):
+def test_stock_clients_are_refused_with_the_fix(federation: type[Federation]) -> None:
     app = ClientApp()
 
     @app.train()
-    def train(msg, context):
+    def train(msg: Message, context: Context) -> Message:
         metrics = MetricRecord({"num-examples": 1})
         content = RecordDict({"arrays": ArrayRecord(), "metrics": metrics})
         return Message(content, reply_to=msg)
@@ -174,12 +195,15 @@ def test_stock_clients_are_refused_with_the_fix(federation):
 
 
 def test_stock_client_among_coded_ones_gets_no_work(
-    federation, assert_exact, error_reply, logged
-):
+    federation: type[Federation],
+    assert_exact: Callable[..., None],
+    error_reply: Callable[..., Message],
+    logged: pytest.LogCaptureFixture,
+) -> None:
     nodes = federation(6)
     handle = nodes.grid.handler
 
-    def handler(message):
+    def handler(message: Message) -> tuple[Message | None, float]:
         if message.metadata.dst_node_id == 103:
             return error_reply(message, 2, "KeyError: 'arrays'"), 0.0
         return handle(message)

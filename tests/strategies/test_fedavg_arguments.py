@@ -1,26 +1,44 @@
 """Coded strategies take FedAvg's arguments, and say so when they are misused."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    MetricRecord,
+    MetricRecordValues,
+    RecordDict,
+)
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
     FedAvg,
 )
 
+from flower_ext.clients import CodedClientApp
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded
+from flower_ext.strategies.coded_strategy import CodedStrategy
+
+if TYPE_CHECKING:
+    from tests.strategies.conftest import FakeGrid, Federation
 
 BOTH = pytest.mark.parametrize("make", [TwoStageCoded, CodedFedAvg])
 
 
 @BOTH
-def test_fraction_train_samples_partitions(make, federation):
+def test_fraction_train_samples_partitions(
+    make: Callable[..., CodedStrategy], federation: type[Federation]
+) -> None:
     nodes = federation(8)
     strategy = make(clock="virtual", fraction_train=0.5, min_train_nodes=1)
     nodes.run(strategy, num_rounds=6)
 
-    rounds = {}
+    rounds: dict[int, set[int]] = {}
     for _, assignment in nodes.grid.assignments():
         chosen = rounds.setdefault(assignment.server_round, set())
         chosen.update(assignment.partitions)
@@ -30,7 +48,12 @@ def test_fraction_train_samples_partitions(make, federation):
 
 
 @BOTH
-def test_record_keys_and_weighting_key(make, federation, coded_client, assert_exact):
+def test_record_keys_and_weighting_key(
+    make: Callable[..., CodedStrategy],
+    federation: type[Federation],
+    coded_client: Callable[..., CodedClientApp],
+    assert_exact: Callable[..., None],
+) -> None:
     app = coded_client(
         arrays_key="model", config_key="settings", examples_key="batches"
     )
@@ -45,10 +68,12 @@ def test_record_keys_and_weighting_key(make, federation, coded_client, assert_ex
 
 
 @BOTH
-def test_train_metrics_are_aggregated_once_per_partition(make, federation):
-    seen = []
+def test_train_metrics_are_aggregated_once_per_partition(
+    make: Callable[..., CodedStrategy], federation: type[Federation]
+) -> None:
+    seen: list[tuple[MetricRecordValues, MetricRecordValues]] = []
 
-    def aggregate(contents, key):
+    def aggregate(contents: list[RecordDict], key: str) -> MetricRecord:
         records = [next(iter(c.metric_records.values())) for c in contents]
         seen.extend((r[key], r["loss"]) for r in records)
         return MetricRecord({"loss": 1.0})
@@ -59,7 +84,9 @@ def test_train_metrics_are_aggregated_once_per_partition(make, federation):
     assert len(seen) == 5
 
 
-def test_default_aggregation_weights_partitions_by_examples(federation):
+def test_default_aggregation_weights_partitions_by_examples(
+    federation: type[Federation],
+) -> None:
     result = federation(4).run(TwoStageCoded(clock="virtual"))
 
     examples = np.array([10, 13, 16, 19])
@@ -68,7 +95,7 @@ def test_default_aggregation_weights_partitions_by_examples(federation):
 
 
 @BOTH
-def test_mistyped_argument_is_named(make):
+def test_mistyped_argument_is_named(make: Callable[..., CodedStrategy]) -> None:
     with pytest.raises(TypeError, match="fraction_trian"):
         make(fraction_trian=0.5)
 
@@ -90,26 +117,30 @@ def test_mistyped_argument_is_named(make):
         (CodedFedAvg, {"ignore_stragglers": -1}, "ignore_stragglers"),
     ],
 )
-def test_argument_out_of_range_is_named(make, arguments, named):
+def test_argument_out_of_range_is_named(
+    make: Callable[..., CodedStrategy], arguments: dict[str, Any], named: str
+) -> None:
     with pytest.raises(InvalidInputError, match=named):
         make(**arguments)
 
 
-def test_each_message_has_a_config_of_its_own(federation):
+def test_each_message_has_a_config_of_its_own(federation: type[Federation]) -> None:
     nodes = federation(4)
     config = ConfigRecord({"lr": 0.1})
     nodes.run(CodedFedAvg(clock="virtual"), num_rounds=2, train_config=config)
 
     sent = [m.content["config"] for m in nodes.grid.pushed if "config" in m.content]
     assert len({id(c) for c in sent}) == len(sent)
-    rounds = [c["server-round"] for c in sent]
+    rounds = [cast(int, c["server-round"]) for c in sent]
     assert rounds == sorted(rounds)
     assert set(rounds) == {1, 2}
     assert all(c["lr"] == 0.1 for c in sent if "lr" in c)
 
 
 @BOTH
-def test_rounds_need_the_staged_grid(make, fake_grid):
+def test_rounds_need_the_staged_grid(
+    make: Callable[..., CodedStrategy], fake_grid: type[FakeGrid]
+) -> None:
     strategy = make()
     grid = fake_grid(lambda message: (None, 0.0), [1, 2])
 
@@ -119,20 +150,22 @@ def test_rounds_need_the_staged_grid(make, fake_grid):
 
 
 @BOTH
-def test_foreign_replies_are_refused(make):
+def test_foreign_replies_are_refused(make: Callable[..., CodedStrategy]) -> None:
     with pytest.raises(FlowerExtError, match="its own rounds only"):
         make().aggregate_train(1, [])
 
 
 @BOTH
-def test_wrapping_strategies_are_refused(make, federation):
+def test_wrapping_strategies_are_refused(
+    make: Callable[..., CodedStrategy], federation: type[Federation]
+) -> None:
     wrapped = DifferentialPrivacyServerSideFixedClipping(make(), 0.1, 1.0, 2)
 
     with pytest.raises(FlowerExtError, match="do not wrap it"):
         federation(3).run(wrapped)
 
 
-def test_summary_says_how_rounds_are_coded(logged):
+def test_summary_says_how_rounds_are_coded(logged: pytest.LogCaptureFixture) -> None:
     TwoStageCoded(num_partitions=12, deadline=30.0).summary()
     CodedFedAvg(code="fractional", stragglers=2, ignore_stragglers=1, seed=3).summary()
 
@@ -153,6 +186,6 @@ def test_summary_says_how_rounds_are_coded(logged):
         assert line in text
 
 
-def test_coded_strategies_are_fedavgs():
+def test_coded_strategies_are_fedavgs() -> None:
     assert issubclass(TwoStageCoded, FedAvg)
     assert issubclass(CodedFedAvg, FedAvg)

@@ -4,25 +4,38 @@ Messages pass by reference there; the nodes here rebuild theirs from the bytes t
 would travel, so that what cannot be serialised is found.
 """
 
+from __future__ import annotations
+
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
+from flwr.server.superlink.linkstate.in_memory_linkstate import (
+    InMemoryLinkState,
+    RunRecord,
+)
+from flwr.serverapp.strategy import Result
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid import InMemoryGrid
 
+from flower_ext.clients import CodedClientApp
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded
+from flower_ext.strategies.coded_strategy import CodedStrategy
+
+Seconds = Callable[[int, Message], float]
 
 
 def through_bytes(message: Message) -> Message:
@@ -33,11 +46,13 @@ def through_bytes(message: Message) -> Message:
 class InMemoryFederation:
     """Nodes in threads behind Flower's link state."""
 
-    def __init__(self, count, app, seconds=lambda index, message: 0.0):
+    def __init__(
+        self, count: int, app: ClientApp, seconds: Seconds = lambda index, message: 0.0
+    ) -> None:
         factory = LinkStateFactory(
             FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory()
         )
-        self.state = factory.state()
+        self.state = cast(InMemoryLinkState, factory.state())
         run = Run.create_empty(run_id=1)
         run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
         self.state.run_ids[1] = RunRecord(run=run)
@@ -62,7 +77,7 @@ class InMemoryFederation:
         return node_id
 
     def _serve(self, index: int, node_id: int) -> None:
-        config = {"partition-id": index, "num-partitions": self.count}
+        config: UserConfig = {"partition-id": index, "num-partitions": self.count}
         context = Context(1, node_id, config, RecordDict(), {})
         while not self.stopped.is_set():
             for message in self.state.get_message_ins(node_id, limit=1):
@@ -82,11 +97,11 @@ class InMemoryFederation:
 
 
 @pytest.fixture
-def in_memory():
+def in_memory() -> Iterator[Callable[..., InMemoryFederation]]:
     """Return a function that makes a federation, ended with the test."""
-    made = []
+    made: list[InMemoryFederation] = []
 
-    def make(*args, **kwargs):
+    def make(*args: Any, **kwargs: Any) -> InMemoryFederation:
         made.append(InMemoryFederation(*args, **kwargs))
         return made[-1]
 
@@ -95,7 +110,12 @@ def in_memory():
         federation.close()
 
 
-def start(strategy, federation, arrays, num_rounds):
+def start(
+    strategy: CodedStrategy,
+    federation: InMemoryFederation,
+    arrays: ArrayRecord,
+    num_rounds: int,
+) -> Result:
     return strategy.start(federation.grid, arrays, num_rounds, timeout=20.0)
 
 
@@ -103,8 +123,12 @@ def start(strategy, federation, arrays, num_rounds):
     "make", [TwoStageCoded, lambda: CodedFedAvg(code="heterogeneity-aware")]
 )
 def test_update_is_exact_over_serialised_messages(
-    make, in_memory, coded_client, start_record, assert_exact
-):
+    make: Callable[[], CodedStrategy],
+    in_memory: Callable[..., InMemoryFederation],
+    coded_client: Callable[..., CodedClientApp],
+    start_record: Callable[[], ArrayRecord],
+    assert_exact: Callable[..., None],
+) -> None:
     federation = in_memory(5, coded_client())
 
     result = start(make(), federation, start_record(), num_rounds=3)
@@ -114,8 +138,11 @@ def test_update_is_exact_over_serialised_messages(
 
 
 def test_sleeping_node_holds_up_nobody_and_is_asked_once(
-    in_memory, coded_client, start_record, assert_exact
-):
+    in_memory: Callable[..., InMemoryFederation],
+    coded_client: Callable[..., CodedClientApp],
+    start_record: Callable[[], ArrayRecord],
+    assert_exact: Callable[..., None],
+) -> None:
     federation = in_memory(
         6,
         coded_client(),
@@ -130,9 +157,12 @@ def test_sleeping_node_holds_up_nobody_and_is_asked_once(
 
 
 def test_node_that_goes_offline_in_a_round_is_replaced(
-    in_memory, coded_client, start_record, assert_exact
-):
-    def seconds(index, message):
+    in_memory: Callable[..., InMemoryFederation],
+    coded_client: Callable[..., CodedClientApp],
+    start_record: Callable[[], ArrayRecord],
+    assert_exact: Callable[..., None],
+) -> None:
+    def seconds(index: int, message: Message) -> float:
         if index == 4 and "flower-ext.assignment" in message.content:
             federation.state.deactivate_node(federation.node_ids[4])
             return 20.0
@@ -147,8 +177,12 @@ def test_node_that_goes_offline_in_a_round_is_replaced(
 
 
 def test_node_that_never_existed_is_no_trouble(
-    in_memory, coded_client, start_record, assert_exact, monkeypatch
-):
+    in_memory: Callable[..., InMemoryFederation],
+    coded_client: Callable[..., CodedClientApp],
+    start_record: Callable[[], ArrayRecord],
+    assert_exact: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     federation = in_memory(3, coded_client())
     listed = federation.grid.get_node_ids
     monkeypatch.setattr(federation.grid, "get_node_ids", lambda: {*listed(), 12345})

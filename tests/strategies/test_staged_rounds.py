@@ -1,21 +1,37 @@
 """Who is given work when: busy, late, expired, vanished and new nodes."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
+from flwr.app import ArrayRecord, Message, MetricRecord
 
+from flower_ext.clients import CodedClientApp
+from flower_ext.coding.assignment import Assignment
 from flower_ext.coding.two_stage import TwoStagePlan
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded
 from flower_ext.strategies.staged_grid import StagedGrid
 
+if TYPE_CHECKING:
+    from tests.strategies.conftest import Answer, Federation
 
-def quiet(**kwargs):
+
+def scalar(metrics: MetricRecord, name: str) -> float:
+    return cast(float, metrics[name])
+
+
+def quiet(**kwargs: Any) -> TwoStageCoded:
     return TwoStageCoded(fraction_evaluate=0.0, **kwargs)
 
 
-def test_busy_straggler_is_given_nothing_until_it_answers(federation, assert_exact):
+def test_busy_straggler_is_given_nothing_until_it_answers(
+    federation: type[Federation], assert_exact: Callable[..., None]
+) -> None:
     nodes = federation(
         6, behave=lambda i, msg, reply: (reply, 3600.0 if i == 3 else 0.02)
     )
@@ -24,8 +40,10 @@ def test_busy_straggler_is_given_nothing_until_it_answers(federation, assert_exa
     assert [node for node, _ in nodes.grid.assignments()].count(103) == 1
 
 
-def test_late_reply_frees_its_node_and_enters_the_history(federation, assert_exact):
-    def behave(index, message, reply):
+def test_late_reply_frees_its_node_and_enters_the_history(
+    federation: type[Federation], assert_exact: Callable[..., None]
+) -> None:
+    def behave(index: int, message: Message, reply: Message) -> Answer:
         first = message.content["config"]["server-round"] == 1
         return reply, 0.5 if index == 3 and first else 0.05
 
@@ -35,14 +53,21 @@ def test_late_reply_frees_its_node_and_enters_the_history(federation, assert_exa
 
     assert_exact(result, rounds=12)
     metrics = strategy.round_metrics.values()
-    assert sum(m["replies-late"] for m in metrics) >= 1
-    assert sum(m["replies-failed"] + m["replies-rejected"] for m in metrics) == 0
+    assert sum(scalar(m, "replies-late") for m in metrics) >= 1
+    assert (
+        sum(
+            scalar(m, "replies-failed") + scalar(m, "replies-rejected") for m in metrics
+        )
+        == 0
+    )
     assert [node for node, _ in nodes.grid.assignments()].count(103) > 1
     assert 103 in strategy.history._workers
 
 
-def test_reply_that_is_late_during_evaluation_is_counted(federation):
-    def behave(index, message, reply):
+def test_reply_that_is_late_during_evaluation_is_counted(
+    federation: type[Federation],
+) -> None:
+    def behave(index: int, message: Message, reply: Message) -> Answer:
         if message.metadata.message_type == "evaluate":
             return reply, 0.4
         return reply, 0.3 if index == 3 else 0.01
@@ -55,8 +80,12 @@ def test_reply_that_is_late_during_evaluation_is_counted(federation):
     assert 103 in strategy.history._workers
 
 
-def test_late_failure_is_no_late_reply(federation, error_reply, logged):
-    def behave(index, message, reply):
+def test_late_failure_is_no_late_reply(
+    federation: type[Federation],
+    error_reply: Callable[..., Message],
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    def behave(index: int, message: Message, reply: Message) -> Answer:
         if index == 3:
             return error_reply(message, 8), 0.2
         return reply, 0.01 if message.content["config"]["server-round"] == 1 else 0.4
@@ -73,16 +102,20 @@ def test_late_failure_is_no_late_reply(federation, error_reply, logged):
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_node_that_dies_in_a_stage_is_done_without(
-    stage, federation, assignment_of, assert_exact
-):
-    dead = set()
+    stage: int,
+    federation: type[Federation],
+    assignment_of: Callable[[Message], Assignment | None],
+    assert_exact: Callable[..., None],
+) -> None:
+    dead: set[int] = set()
 
-    def behave(index, message, reply):
+    def behave(index: int, message: Message, reply: Message) -> Answer:
         asked = assignment_of(message)
         if stage == 1 and index == 1:
             return None
         if stage == 2 and index == 1:
             return (reply, 3600.0)  # so that there is a second stage
+        assert asked is not None
         if asked.stage == 2 and not dead:
             dead.add(index)
         return None if index in dead else (reply, 0.02)
@@ -90,14 +123,19 @@ def test_node_that_dies_in_a_stage_is_done_without(
     strategy = quiet()
 
     assert_exact(federation(6, behave=behave).run(strategy))
-    assert strategy.round_metrics[1]["elapsed-seconds"] < 10
+    assert scalar(strategy.round_metrics[1], "elapsed-seconds") < 10
 
 
 @pytest.mark.parametrize(("code", "word"), [(2, "failed"), (5, "failed")])
 def test_nodes_that_fail_at_once_are_replaced(
-    code, word, federation, error_reply, assert_exact, logged
-):
-    def behave(index, message, reply):
+    code: int,
+    word: str,
+    federation: type[Federation],
+    error_reply: Callable[..., Message],
+    assert_exact: Callable[..., None],
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    def behave(index: int, message: Message, reply: Message) -> Answer:
         return error_reply(message, code) if index in (0, 4) else reply
 
     strategy = quiet()
@@ -108,13 +146,18 @@ def test_nodes_that_fail_at_once_are_replaced(
 
 
 @pytest.mark.parametrize("code", [3, 4])
-def test_expired_message_does_not_make_its_node_idle(code, federation, error_reply):
-    silent_until = {}
+def test_expired_message_does_not_make_its_node_idle(
+    code: int,
+    federation: type[Federation],
+    error_reply: Callable[..., Message],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent_until: dict[int, float] = {}
 
     nodes = federation(4)
     handle = nodes.grid.handler
 
-    def handler(message):
+    def handler(message: Message) -> tuple[Message | None, float]:
         node = message.metadata.dst_node_id
         reply, seconds = handle(message)
         is_holdings = "flower-ext.holdings" in message.content.config_records
@@ -126,17 +169,17 @@ def test_expired_message_does_not_make_its_node_idle(code, federation, error_rep
         return reply, seconds + 0.03
 
     nodes.grid.handler = handler
-    pushed_at = []
+    pushed_at: list[float] = []
     push = nodes.grid.push_messages
 
-    def note_times(messages):
+    def note_times(messages: Iterable[Message]) -> list[str]:
         for message in messages:
             is_task = "flower-ext.assignment" in message.content.config_records
             if message.metadata.dst_node_id == 102 and is_task:
                 pushed_at.append(time.monotonic())
         return push(messages)
 
-    nodes.grid.push_messages = note_times
+    monkeypatch.setattr(nodes.grid, "push_messages", note_times)
     nodes.run(CodedFedAvg(fraction_evaluate=0.0), num_rounds=20)
 
     assert len(pushed_at) >= 2
@@ -144,15 +187,15 @@ def test_expired_message_does_not_make_its_node_idle(code, federation, error_rep
 
 
 def test_message_that_expires_unanswered_is_followed_by_a_question(
-    federation, monkeypatch
-):
+    federation: type[Federation], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(StagedGrid, "ttl", lambda self, deadline: 0.3)
     monkeypatch.setattr("flower_ext.strategies.staged_grid._LIST_EVERY", 0.05)
 
-    def behave(index, message, reply):
+    def behave(index: int, message: Message, reply: Message) -> Answer:
         return None if index == 2 and first(message) else (reply, 0.05)
 
-    def first(message):
+    def first(message: Message) -> bool:
         return message.content["config"]["server-round"] == 1
 
     nodes = federation(4, behave=behave)
@@ -166,11 +209,14 @@ def test_message_that_expires_unanswered_is_followed_by_a_question(
 
 
 def test_node_that_joins_during_a_round_is_given_work(
-    federation, coded_client, assert_exact, monkeypatch
-):
+    federation: type[Federation],
+    coded_client: Callable[..., CodedClientApp],
+    assert_exact: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("flower_ext.strategies.staged_grid._LIST_EVERY", 0.05)
 
-    def behave(index, message, reply):
+    def behave(index: int, message: Message, reply: Message) -> Answer:
         if 104 not in nodes.grid.nodes:
             nodes.grid.nodes.append(104)
         return None if index == 3 else (reply, 0.02)
@@ -189,11 +235,13 @@ def test_node_that_joins_during_a_round_is_given_work(
     assert nodes.grid.assignments()[-1][0] == 104
 
 
-def test_nodes_that_join_and_leave_between_rounds(federation, assert_exact):
+def test_nodes_that_join_and_leave_between_rounds(
+    federation: type[Federation], assert_exact: Callable[..., None]
+) -> None:
     nodes = federation(4, node_config=lambda i: {"partition-id": i % 4})
     listed = {1: [100, 101, 102, 103], 2: [100, 101], 3: [101, 104, 105, 106]}
 
-    def evaluate(server_round, arrays):
+    def evaluate(server_round: int, arrays: ArrayRecord) -> None:
         nodes.grid.nodes[:] = listed.get(server_round + 1, listed[3])
 
     result = nodes.run(
@@ -206,16 +254,21 @@ def test_nodes_that_join_and_leave_between_rounds(federation, assert_exact):
     assert {n for n, a in asked if a.server_round == 3} <= {101, 104, 105, 106}
 
 
-def test_node_unknown_on_push_is_replaced(federation, assert_exact, logged):
+def test_node_unknown_on_push_is_replaced(
+    federation: type[Federation],
+    assert_exact: Callable[..., None],
+    logged: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     nodes = federation(5)
     push = nodes.grid.push_messages
 
-    def vanish_on_work(messages):
+    def vanish_on_work(messages: Iterable[Message]) -> list[str]:
         if any("flower-ext.assignment" in m.content for m in messages):
             nodes.grid.nodes[:] = [100, 101]
         return push(messages)
 
-    nodes.grid.push_messages = vanish_on_work
+    monkeypatch.setattr(nodes.grid, "push_messages", vanish_on_work)
     strategy = quiet(clock="virtual")
 
     assert_exact(nodes.run(strategy), partitions=5)
@@ -223,23 +276,29 @@ def test_node_unknown_on_push_is_replaced(federation, assert_exact, logged):
     assert "Node 104 is not known any more" in logged.text
 
 
-def test_many_nodes_that_vanish_one_after_another(federation, assert_exact):
+def test_many_nodes_that_vanish_one_after_another(
+    federation: type[Federation],
+    assert_exact: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     nodes = federation(300, node_config=lambda i: {"partition-id": i})
     push = nodes.grid.push_messages
 
-    def only_one_stays(messages):
+    def only_one_stays(messages: Iterable[Message]) -> list[str]:
         if any("flower-ext.assignment" in m.content for m in messages):
             nodes.grid.nodes[:] = [100]
         return push(messages)
 
-    nodes.grid.push_messages = only_one_stays
+    monkeypatch.setattr(nodes.grid, "push_messages", only_one_stays)
 
     assert_exact(nodes.run(quiet(clock="virtual", num_partitions=3)), partitions=3)
 
 
 def test_all_nodes_failing_skips_the_round_and_keeps_the_model(
-    federation, error_reply, logged
-):
+    federation: type[Federation],
+    error_reply: Callable[..., Message],
+    logged: pytest.LogCaptureFixture,
+) -> None:
     strategy = quiet(clock="virtual")
     nodes = federation(4, behave=lambda i, msg, reply: error_reply(msg, 2))
     result = nodes.run(strategy, num_rounds=2)
@@ -253,8 +312,11 @@ def test_all_nodes_failing_skips_the_round_and_keeps_the_model(
 
 @pytest.mark.parametrize(("silent", "skipped"), [((0,), 0), ((0, 1), 1)])
 def test_partial_round_counts_from_the_coverage_floor(
-    silent, skipped, federation, coded_client
-):
+    silent: tuple[int, ...],
+    skipped: int,
+    federation: type[Federation],
+    coded_client: Callable[..., CodedClientApp],
+) -> None:
     nodes = federation(
         6,
         coded_client(partitions=None),
@@ -268,7 +330,7 @@ def test_partial_round_counts_from_the_coverage_floor(
 
     metrics = strategy.round_metrics[1]
     assert time.monotonic() - start < 3
-    assert 0.5 <= metrics["elapsed-seconds"] < 2
+    assert 0.5 <= scalar(metrics, "elapsed-seconds") < 2
     assert metrics["skipped"] == skipped
     assert bool(result.arrays) == (not skipped)
     # Nobody knows how many examples the silent ones have: as many as the others.
@@ -276,7 +338,9 @@ def test_partial_round_counts_from_the_coverage_floor(
     assert metrics["residual"] == pytest.approx(np.sqrt(len(silent)))
 
 
-def test_timeout_ends_a_round_in_which_nobody_answers(federation):
+def test_timeout_ends_a_round_in_which_nobody_answers(
+    federation: type[Federation],
+) -> None:
     strategy = quiet()
     start = time.monotonic()
     federation(3, behave=lambda i, msg, reply: None).run(strategy, timeout=0.5)
@@ -285,7 +349,9 @@ def test_timeout_ends_a_round_in_which_nobody_answers(federation):
     assert strategy.round_metrics[1]["skipped"] == 1
 
 
-def test_timeout_ends_a_virtual_round_in_which_nobody_answers(federation):
+def test_timeout_ends_a_virtual_round_in_which_nobody_answers(
+    federation: type[Federation],
+) -> None:
     strategy = quiet(clock="virtual")
     nodes = federation(3, behave=lambda i, msg, reply: None)
     start = time.monotonic()
@@ -295,8 +361,10 @@ def test_timeout_ends_a_virtual_round_in_which_nobody_answers(federation):
     assert strategy.round_metrics[2]["skipped"] == 1
 
 
-def test_silent_evaluator_does_not_hold_up_a_virtual_clock(federation):
-    def behave(index, message, reply):
+def test_silent_evaluator_does_not_hold_up_a_virtual_clock(
+    federation: type[Federation],
+) -> None:
+    def behave(index: int, message: Message, reply: Message) -> Answer:
         return None if message.metadata.message_type == "evaluate" else reply
 
     strategy = TwoStageCoded(clock="virtual")
@@ -307,12 +375,16 @@ def test_silent_evaluator_does_not_hold_up_a_virtual_clock(federation):
 
 
 @pytest.mark.parametrize("clock", ["wall", "virtual"])
-def test_too_few_nodes_is_an_error_after_the_timeout(clock, federation):
+def test_too_few_nodes_is_an_error_after_the_timeout(
+    clock: str, federation: type[Federation]
+) -> None:
     with pytest.raises(FlowerExtError, match=r"1 nodes were ready .* 2 are needed"):
         federation(1).run(TwoStageCoded(clock=clock), timeout=0.3)
 
 
-def test_one_node_is_enough_where_the_user_says_so(federation, assert_exact):
+def test_one_node_is_enough_where_the_user_says_so(
+    federation: type[Federation], assert_exact: Callable[..., None]
+) -> None:
     strategy = TwoStageCoded(
         min_train_nodes=1, min_available_nodes=1, min_evaluate_nodes=1
     )
@@ -321,8 +393,8 @@ def test_one_node_is_enough_where_the_user_says_so(federation, assert_exact):
 
 
 def test_node_that_never_says_what_it_holds_costs_patience_once(
-    federation, assert_exact
-):
+    federation: type[Federation], assert_exact: Callable[..., None]
+) -> None:
     nodes = federation(4)
     handle = nodes.grid.handler
     nodes.grid.handler = lambda m: (
@@ -335,9 +407,11 @@ def test_node_that_never_says_what_it_holds_costs_patience_once(
     assert_exact(result, rounds=6, partitions=4)
 
 
-def test_code_waits_for_busy_workers_it_cannot_do_without(federation, assert_exact):
+def test_code_waits_for_busy_workers_it_cannot_do_without(
+    federation: type[Federation], assert_exact: Callable[..., None]
+) -> None:
     # Two of three nodes are late in round 1; round 2 begins when one of them is back.
-    def behave(index, message, reply):
+    def behave(index: int, message: Message, reply: Message) -> Answer:
         first = message.content["config"]["server-round"] == 1
         return reply, 0.5 if first and index else 0.01
 
@@ -346,11 +420,13 @@ def test_code_waits_for_busy_workers_it_cannot_do_without(federation, assert_exa
     )
     federation(3, behave=behave).run(strategy, num_rounds=2)
 
-    assert strategy.round_metrics[2]["elapsed-seconds"] > 0.3
-    assert strategy.round_metrics[2]["replies-used"] >= 1
+    assert scalar(strategy.round_metrics[2], "elapsed-seconds") > 0.3
+    assert scalar(strategy.round_metrics[2], "replies-used") >= 1
 
 
-def test_nodes_that_contradict_each_other_are_an_error(federation, coded_client):
+def test_nodes_that_contradict_each_other_are_an_error(
+    federation: type[Federation], coded_client: Callable[..., CodedClientApp]
+) -> None:
     nodes = federation(
         3,
         coded_client(partitions=None),
@@ -360,7 +436,9 @@ def test_nodes_that_contradict_each_other_are_an_error(federation, coded_client)
         nodes.run(TwoStageCoded())
 
 
-def test_number_of_partitions_can_be_overridden(federation, assert_exact):
+def test_number_of_partitions_can_be_overridden(
+    federation: type[Federation], assert_exact: Callable[..., None]
+) -> None:
     nodes = federation(
         3, node_config=lambda i: {"partition-id": i, "num-partitions": 3}
     )
@@ -370,7 +448,11 @@ def test_number_of_partitions_can_be_overridden(federation, assert_exact):
     assert_exact(result, partitions=7)
 
 
-def test_scarce_partitions_are_told_once(federation, coded_client, logged):
+def test_scarce_partitions_are_told_once(
+    federation: type[Federation],
+    coded_client: Callable[..., CodedClientApp],
+    logged: pytest.LogCaptureFixture,
+) -> None:
     nodes = federation(4, coded_client(partitions=None))
     nodes.run(TwoStageCoded(clock="virtual"), num_rounds=3)
 
@@ -383,27 +465,32 @@ def test_scarce_partitions_are_told_once(federation, coded_client, logged):
 
 
 def test_scarce_partitions_are_an_error_where_the_code_needs_them(
-    federation, coded_client
-):
+    federation: type[Federation], coded_client: Callable[..., CodedClientApp]
+) -> None:
     nodes = federation(4, coded_client(partitions=None))
     with pytest.raises(InvalidInputError, match="Partitions 0, 1, 2, 3 are held by 1"):
         nodes.run(CodedFedAvg(code="heterogeneity-aware"))
 
 
 def test_node_that_left_and_came_back_between_rounds_counts_as_present(
-    federation, assert_exact, monkeypatch
-):
-    left = []
+    federation: type[Federation],
+    assert_exact: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left: list[int] = []
     monkeypatch.setattr(TwoStagePlan, "leave", lambda plan, worker: left.append(worker))
     nodes = federation(2)
-    listed, looks = nodes.grid.get_node_ids, []
+    listed = nodes.grid.get_node_ids
+    looks: list[int] = []
 
-    def evaluate(server_round, arrays):
+    def listed_late() -> list[int]:
+        looks.append(1)
+        return [100] if len(looks) < 3 else listed()
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> None:
         looks.clear()
         if server_round == 1:
-            nodes.grid.get_node_ids = lambda: (
-                looks.append(1) or ([100] if len(looks) < 3 else listed())
-            )
+            monkeypatch.setattr(nodes.grid, "get_node_ids", listed_late)
 
     result = nodes.run(quiet(clock="virtual"), num_rounds=2, evaluate_fn=evaluate)
 
@@ -412,7 +499,11 @@ def test_node_that_left_and_came_back_between_rounds_counts_as_present(
     assert_exact(result, rounds=2, partitions=2)
 
 
-def test_node_that_refuses_costs_no_patience(federation, error_reply, assert_exact):
+def test_node_that_refuses_costs_no_patience(
+    federation: type[Federation],
+    error_reply: Callable[..., Message],
+    assert_exact: Callable[..., None],
+) -> None:
     nodes = federation(4)
     handle = nodes.grid.handler
     nodes.grid.handler = lambda m: (
