@@ -535,3 +535,24 @@ def test_whatever_happens(seed: int, cold: bool, price: float) -> None:
     assert_consistent(plan)
     if plan.dispatches and (not cold or plan.received):
         assert end < 5000.0
+
+
+def test_workers_freed_during_stage_two_take_over_what_would_last_longer() -> None:
+    history = CompletionHistory()
+    for worker in range(8):
+        history.completed(worker, 1, load=1, compute_seconds=1.0, elapsed=1.0)
+    everything = frozenset(range(6))
+    plan = TwoStagePlan(
+        range(6), {0: everything, 1: everything}, history, 2, np.random.default_rng(0)
+    )
+    first = {d.worker: d for d in plan.start()}
+    plan.reply(first[0].key, 3.0, 3.0)
+    (again,) = plan.wake(10.0)  # worker 1 is late: worker 0 has its three to redo
+    assert (again.worker, len(again.partitions)) == (0, 3)
+
+    sent = [d for worker in range(2, 8) for d in plan.idle(worker, everything, 10.1)]
+
+    assert {p for d in sent for p in d.partitions} == set(again.partitions)
+    for dispatch in sent:
+        plan.reply(dispatch.key, 11.1, 1.0)
+    assert plan.decodable
