@@ -17,7 +17,6 @@ import json
 import statistics
 import time
 import tracemalloc
-from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from flower_ext.coding import CyclicRepetition, decode
 from flower_ext.coding.two_stage import TwoStagePlan
 from flower_ext.scheduling.history import CompletionHistory
 from flower_ext.strategies.averaging import apply_replies
+from flower_ext.strategies.fleet import Fleet
 
 DECODE_BAR = 0.7  # of the time of Flower's own average
 BAR = 0.5  # CPU seconds for planning one round
@@ -38,16 +38,21 @@ FLEET = Setting(
 REPLICATION = 12  # consecutive partitions per worker, where replication is partial
 
 
-def holdings(replication: str) -> dict[int, Collection[int]]:
-    """Return what each worker holds."""
+def fleet_of(replication: str) -> Fleet:
+    """Return the server's record of a fleet that has said what it holds."""
     workers, partitions = FLEET.workers, FLEET.partitions
-    if replication == "full":
-        return dict.fromkeys(range(workers), frozenset(range(partitions)))
-    first = np.arange(workers) * partitions // workers
-    return {
-        worker: frozenset(((start + np.arange(REPLICATION)) % partitions).tolist())
-        for worker, start in enumerate(first)
-    }
+    fleet = Fleet(partitions)
+    fleet.listed(range(workers))
+    for worker in range(workers):
+        start = worker * partitions // workers
+        held = range(partitions) if replication == "full" else range(REPLICATION)
+        answer = {
+            "partitions": [(start + k) % partitions for k in held],
+            "all": replication == "full",
+            "worker": worker,
+        }
+        fleet.holds(worker, answer)
+    return fleet
 
 
 def plan_cost(
@@ -55,14 +60,16 @@ def plan_cost(
 ) -> dict[str, object]:
     """Measure planning: `warm_up` rounds fill the history, `rounds` more count."""
     rng = np.random.default_rng(seed)
-    held = holdings(replication)
+    fleet = fleet_of(replication)
     seconds = 1.0 / rng.lognormal(0.0, 0.3, FLEET.workers)
     history = CompletionHistory()
     cpu, redundancy = [], []
     for number in range(1, warm_up + rounds + 1):
         delays = Delays(FLEET, seconds, rng, positions=64)
         begun = time.process_time()
-        plan = TwoStagePlan(range(FLEET.partitions), held, history, number, rng)
+        fleet.replication(FLEET.partitions)
+        idle = {n.node_id: fleet.holdings(n, FLEET.partitions) for n in fleet.nodes}
+        plan = TwoStagePlan(range(FLEET.partitions), idle, history, number, rng)
         drive(plan, delays)
         outcome = plan.outcome()
         cpu.append(time.process_time() - begun)

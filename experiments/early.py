@@ -157,6 +157,8 @@ def main() -> None:
     }
     run_simulation(server, make_client(), NODES, "ray", resources)
     print("\n".join(lines))
+    if not lines or any("BROKEN" in line for line in lines):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

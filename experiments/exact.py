@@ -168,6 +168,8 @@ def main() -> None:
     resources = {"init_args": {"num_cpus": 2}, "client_resources": {"num_cpus": 1}}
     run_simulation(server, make_client(), NODES, "ray", resources)
     print("\n".join(lines))
+    if not lines or any("BROKEN" in line for line in lines):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

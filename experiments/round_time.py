@@ -205,8 +205,9 @@ def summarise(
         }
 
 
-def report(entries: list[dict[str, object]]) -> None:
-    """Print the table of ratios to the oracle and the promises with their figures."""
+def report(entries: list[dict[str, object]]) -> bool:
+    """Print ratios to the oracle and the promises; return whether one is broken."""
+    broken = False
     settings = [list(g) for _, g in itertools.groupby(entries, lambda e: e["setting"])]
     schemes = [str(entry["scheme"]) for entry in settings[0]]
     print("Mean round time as a multiple of the oracle's; redundancy of two-stage.")
@@ -249,10 +250,12 @@ def report(entries: list[dict[str, object]]) -> None:
         ),
     ):
         kept = figure <= bar if at_most else figure >= bar
+        broken = broken or not kept
         print(
             f"{'kept  ' if kept else 'BROKEN'} {text}: {figure:.3f} "
             f"({'at most' if at_most else 'at least'} {bar})"
         )
+    return broken
 
 
 def geometric(values: Floats) -> float:
@@ -279,9 +282,10 @@ def main() -> None:
         for setting in SETTINGS:
             print(f"running {setting}", file=sys.stderr, flush=True)
             entries += summarise(setting, list(itertools.islice(results, FLEETS)))
-    report(entries)
+    broken = report(entries)
     if args.json:
         args.json.write_text(json.dumps(entries, indent=1) + "\n")
+    raise SystemExit(broken)
 
 
 if __name__ == "__main__":

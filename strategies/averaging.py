@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord
 from numpy.typing import NDArray
 
 from flower_ext.coding.payload import accumulation_dtype, apply_update
+from flower_ext.errors import InvalidInputError
 from flower_ext.strategies.array_views import view
 
 __all__ = ["apply_replies"]
@@ -46,6 +47,11 @@ def apply_replies(
     -------
     ArrayRecord
         With the keys, shapes and dtypes of `arrays`.
+
+    Raises
+    ------
+    InvalidInputError
+        If a value of the result would not be finite.
     """
     moved = {}
     for name, array in arrays.items():
@@ -53,11 +59,13 @@ def apply_replies(
         parts = [
             (view(name, coded[name]), weight / examples) for coded, weight in replies
         ]
-        moved[name] = _moved(received, parts)
+        moved[name] = _moved(name, received, parts)
     return ArrayRecord(moved)
 
 
-def _moved(received: NDArray[Any], parts: list[tuple[NDArray[Any], float]]) -> Array:
+def _moved(
+    name: str, received: NDArray[Any], parts: list[tuple[NDArray[Any], float]]
+) -> Array:
     """Return one array moved by its weighted parts."""
     flat = received.reshape(-1)
     flat_parts = [part.reshape(-1) for part, _ in parts]
@@ -88,7 +96,13 @@ def _moved(received: NDArray[Any], parts: list[tuple[NDArray[Any], float]]) -> A
             wide = rows[: len(group), : block.size]
             # Not by BLAS: its threads wait for each other, for ever on a busy machine.
             update += np.einsum("i,ij->j", weights[first : first + _ROWS], wide)
-        buffer.write(apply_update(block, update).data)
+        with np.errstate(over="ignore"):  # told below
+            moved = apply_update(block, update)
+        if moved.dtype.kind in "fc" and not np.isfinite(moved).all():
+            raise InvalidInputError(
+                f"The update overflows the dtype {received.dtype} of '{name}'."
+            )
+        buffer.write(moved.data)
     return Array(
         dtype=str(received.dtype),
         shape=tuple(received.shape),

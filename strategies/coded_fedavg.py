@@ -85,10 +85,10 @@ class CodedFedAvg(CodedStrategy):
         Raises
         ------
         InvalidInputError
-            If the heterogeneity-aware code lacks replication. The other codes refuse
-            it when they are built.
+            If, before the first round, the heterogeneity-aware code lacks
+            replication. The other codes refuse it when they are built.
         """
-        if self.code == "heterogeneity-aware":
+        if self.code == "heterogeneity-aware" and not self.round_metrics:
             told = self._replication_warning(copies)
             if told:
                 raise InvalidInputError(told)

@@ -12,6 +12,7 @@ from flwr.supercore import log
 
 from flower_ext.coding.assignment import ASSIGNMENT_KEY, Assignment
 from flower_ext.coding.plan import Dispatch, Outcome, RoundPlan
+from flower_ext.coding.reply import ReplySummary
 from flower_ext.errors import InvalidInputError
 from flower_ext.strategies.arrivals import Arrival, Sent
 from flower_ext.strategies.replies import CodedReply, accept_reply
@@ -62,6 +63,7 @@ class CodedRound:
     bytes_up: int = 0
     bytes_down: int = 0
     outcome: Outcome | None = None
+    _examples: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     def run(self, grid: StagedGrid, timeout: float) -> RoundReplies:
         """Drive the round to its end.
@@ -108,7 +110,7 @@ class CodedRound:
                 dispatch.worker,
                 plan.server_round,
                 len(dispatch.partitions),
-                self.elapsed - sent_at,
+                max(self.elapsed - sent_at, 0.0),
             )
         self.late = grid.late()
         self.outcome = plan.outcome()
@@ -217,7 +219,9 @@ class CodedRound:
             return None
         self.bytes_up += sum(_size(r) for r in message.content.array_records.values())
         try:
-            return accept_reply(message, assignment, self.arrays)
+            reply = accept_reply(message, assignment, self.arrays)
+            self._agree(sent.node_id, reply[1])
+            return reply
         except InvalidInputError as error:
             self.rejected += 1
             log(
@@ -227,6 +231,29 @@ class CodedRound:
                 error,
             )
             return None
+
+    def _agree(self, node_id: int, summary: ReplySummary) -> None:
+        """Check that nodes agree on how many examples a partition has.
+
+        Different numbers mean different data, and rows over different data do not
+        decode to anybody's update.
+
+        Raises
+        ------
+        InvalidInputError
+            If another node reported another number.
+        """
+        reported = dict(zip(summary.partitions, summary.examples, strict=True))
+        for partition, examples in reported.items():
+            known, by = self._examples.get(partition, (examples, node_id))
+            if known != examples:
+                raise InvalidInputError(
+                    f"It trained partition {partition} on {examples:g} examples, node "
+                    f"{by} on {known:g}: every node must hold the same data for a "
+                    "partition."
+                )
+        for partition, examples in reported.items():
+            self._examples.setdefault(partition, (examples, node_id))
 
     def log_summary(self, coverage: float) -> None:
         """Log how the round went, in one line."""

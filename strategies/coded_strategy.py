@@ -196,8 +196,10 @@ class CodedStrategy(FedAvg):
             deadline=self.deadline,
             timeout=timeout,
         )
+        self.history.begin_run()
+        self.round_metrics.clear()
         try:
-            return super().start(
+            result = super().start(
                 staged,
                 initial_arrays,
                 num_rounds,
@@ -208,6 +210,9 @@ class CodedStrategy(FedAvg):
             )
         finally:
             staged.close()
+        if not result.arrays:  # no round counted: the model is the one it began with
+            result.arrays = initial_arrays
+        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -236,6 +241,7 @@ class CodedStrategy(FedAvg):
         grid.gather(least, timeout)
         fleet = grid.fleet
         count = fleet.num_partitions
+        fleet.settle(count)
         self.check_replication(fleet.replication(count))
         rng = np.random.default_rng([self.seed or 0, server_round])
         size = max(int(count * self.fraction_train), self.min_train_nodes, 1)
@@ -259,7 +265,10 @@ class CodedStrategy(FedAvg):
             seed=self.seed,
             weighted_by_key=self.weighted_by_key,
         )
-        return coded_round.run(grid, timeout)
+        replies = coded_round.run(grid, timeout)
+        if coded_round.plan.problem and not self.round_metrics:
+            raise InvalidInputError(coded_round.plan.problem)
+        return replies
 
     def _replication_warning(self, copies: list[int]) -> str:
         """Return what is to be said about too little replication, or nothing."""
@@ -295,20 +304,26 @@ class CodedStrategy(FedAvg):
         coverage = self._coverage(outcome.combination)
         used = [(done.replies[k], w) for k, w in outcome.weights.items()]
         examples = math.fsum(w * s.weighted_examples for (_, s), w in used)
-        skipped = not outcome.exact and (coverage < self.min_coverage or examples <= 0)
-        new_arrays = None
-        if not skipped:
+        new_arrays, reason = None, done.plan.problem
+        if coverage < self.min_coverage or examples <= 0:
+            reason = reason or (
+                f"its replies cover {100 * coverage:.0f} % of the examples, "
+                f"min_coverage is {100 * self.min_coverage:.0f} %"
+            )
+        else:
             parts = [(arrays, w) for (arrays, _), w in used]
-            new_arrays = apply_replies(done.arrays, parts, examples)
+            try:
+                new_arrays = apply_replies(done.arrays, parts, examples)
+            except InvalidInputError as error:
+                reason = str(error)
         done.log_summary(coverage)
+        skipped = new_arrays is None
         if skipped:
             log(
                 WARNING,
-                "train: round %d is skipped and the model kept: its replies cover "
-                "%.0f %% of the examples, min_coverage is %.0f %%",
+                "train: round %d is skipped and the model kept: %s",
                 server_round,
-                100 * coverage,
-                100 * self.min_coverage,
+                reason,
             )
         metrics = MetricRecord()
         if contents:
@@ -348,7 +363,7 @@ class CodedStrategy(FedAvg):
         """Return the round's own metrics."""
         plan, outcome = done.plan, done.outcome
         assert outcome is not None
-        stage_two_at = getattr(plan, "stage_two_at", None)
+        stage_two_at = plan.stage_two_at
         stage_one = done.elapsed if stage_two_at is None else stage_two_at
         return MetricRecord(
             {

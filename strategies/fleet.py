@@ -7,12 +7,16 @@ the server's own record, made of what nodes answered.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flower_ext.errors import InvalidInputError
 
 __all__ = ["Fleet", "Node"]
+
+
+_SPARSE = 1000  # partition ids this many times beyond their number are a mistake
 
 
 @dataclass
@@ -63,7 +67,9 @@ class Fleet:
     def __init__(self, num_partitions: int | None = None) -> None:
         self._given = num_partitions
         self._nodes: dict[int, Node] = {}
+        self._settled = 0
         self._holdings: dict[frozenset[int], frozenset[int]] = {}
+        self._below: dict[tuple[int, frozenset[int] | None], frozenset[int]] = {}
 
     def __contains__(self, node_id: int) -> bool:
         """Return whether a node is known."""
@@ -123,6 +129,11 @@ class Fleet:
                 f"Node {node_id} answered the holdings request with {dict(answer)}: "
                 "use the same flower-ext version on server and clients."
             )
+        if self._settled and count and count != self._settled:
+            raise InvalidInputError(
+                f"It reports {count} partitions, the federation has {self._settled}: "
+                "give every node the same num-partitions in its node-config."
+            )
         node = self._nodes[node_id]
         held = frozenset(partitions)
         # Nodes that hold the same share one set, which planning then reads once.
@@ -156,8 +167,8 @@ class Fleet:
         InvalidInputError
             If nodes contradict each other, or hold all of an unknown number.
         """
-        if self._given is not None:
-            return self._given
+        if self._given is not None or self._settled:
+            return self._given or self._settled
         nodes = self.nodes
         reported = {n.num_partitions for n in nodes if n.num_partitions}
         if len(reported) > 1:
@@ -175,20 +186,36 @@ class Fleet:
                 "holds. Set the strategy's num_partitions, or num-partitions and "
                 "partitions in the nodes' configs."
             )
-        return 1 + max(held, default=-1)
+        count = 1 + max(held, default=-1)
+        if count > _SPARSE * len(set(held)):
+            raise InvalidInputError(
+                f"Nodes hold {len(set(held))} partitions, with ids up to {count - 1}: "
+                "set the strategy's num_partitions if there really are so many."
+            )
+        return count
+
+    def settle(self, num_partitions: int) -> None:
+        """Fix the number of partitions for the run, if nodes reported it.
+
+        From then on, a node that reports another number is refused.
+        """
+        if self._given is None and any(n.num_partitions for n in self.nodes):
+            self._settled = num_partitions
 
     def holdings(self, node: Node, num_partitions: int) -> frozenset[int]:
         """Return the partitions below `num_partitions` that a node holds."""
-        if node.holds_all:
-            held = frozenset(range(num_partitions))
-        else:
-            held = frozenset(p for p in node.partitions or () if p < num_partitions)
-        return self._holdings.setdefault(held, held)
+        partitions = node.partitions or frozenset()
+        key = num_partitions, None if node.holds_all else partitions
+        if key not in self._below:
+            everything = frozenset(range(num_partitions))
+            self._below[key] = everything if node.holds_all else partitions & everything
+        return self._below[key]
 
     def replication(self, num_partitions: int) -> list[int]:
         """Return by how many nodes each partition is held."""
         count = [0] * num_partitions
-        for node in self.nodes:
-            for partition in self.holdings(node, num_partitions):
-                count[partition] += 1
+        sets = Counter(self.holdings(node, num_partitions) for node in self.nodes)
+        for held, nodes in sets.items():
+            for partition in held:
+                count[partition] += nodes
         return count

@@ -40,7 +40,13 @@ _LIST_EVERY = 2.0  # wall seconds between two looks at who is listed
 # Nodes that stay silent this many times longer than the first are left out.
 _GRACE = 2.0
 _TTL = 3600.0  # seconds that a message lives where no deadline is known
-_LEAST_TTL = 60.0
+_ASK_AGAIN = 5.0  # seconds until a node that failed to say what it holds is asked again
+_APP_ERRORS = (
+    ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
+    ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+    ErrorCode.MOD_FAILED_PRECONDITION,
+    ErrorCode.INVALID_FAB,
+)
 _EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 
@@ -110,6 +116,7 @@ class StagedGrid(Grid):
         self._gone: list[int] = []
         self._listed_at = -_LIST_EVERY
         self._refusals: dict[int, str] = {}
+        self._ask_again: dict[int, float] = {}  # node id, wall time
 
     # -- Flower's interface ---------------------------------------------------------
 
@@ -240,7 +247,7 @@ class StagedGrid(Grid):
         """Return how long a message lives, so that it outlives its round."""
         if deadline is None or self.virtual or deadline == math.inf:
             return _TTL
-        return max(_LEAST_TTL, 3 * deadline)
+        return max(_TTL, 3 * deadline)
 
     def push(
         self,
@@ -267,6 +274,8 @@ class StagedGrid(Grid):
         if not messages:
             return []
         taken = {i for i in self._grid.push_messages(messages) if i}
+        if not taken and len(messages) > 1:  # too large for one request, perhaps
+            taken = {i for m in messages for i in self._grid.push_messages([m]) if i}
         sent: list[Sent | None] = []
         for i, message in enumerate(messages):
             message_id = message.metadata.message_id
@@ -336,6 +345,12 @@ class StagedGrid(Grid):
             if sent.node_id in self.fleet:
                 self.fleet[sent.node_id].jobs.discard(sent.message_id)
                 joined.append(sent.node_id)
+        due = [n for n, at in self._ask_again.items() if at <= self._listed_at]
+        for node_id in due:
+            del self._ask_again[node_id]
+            if node_id in self.fleet:
+                self._refusals.pop(node_id, None)
+                joined.append(node_id)
         # A node whose message expired may still be at work: only its answer to a
         # question shows that it is not.
         self._ask(sorted(set(joined)))
@@ -374,7 +389,9 @@ class StagedGrid(Grid):
             ]
             if known >= least and not any(self._hopeful(n.asked) for n in silent):
                 return
-            if waited > limit or (self._refusals and not known and not silent):
+            if waited > limit or (
+                self._refusals and not known and not silent and not self._ask_again
+            ):
                 raise FlowerExtError(self._too_few(least, known, waited))
             if waited - told > 5:
                 told = waited
@@ -472,6 +489,8 @@ class StagedGrid(Grid):
     def _note_holdings(self, node_id: int, message: Message) -> None:
         try:
             if message.has_error():
+                if message.error.code not in _APP_ERRORS:  # no fault of the app's
+                    self._ask_again[node_id] = time.monotonic() + _ASK_AGAIN
                 raise InvalidInputError(message.error.reason)
             if HOLDINGS_KEY not in message.content.config_records:
                 raise InvalidInputError(

@@ -125,6 +125,9 @@ class RoundPlan(ABC):
         self._decoder = IncrementalDecoder(len(self.partitions))
         # Whether partitions wait for another worker, to be given out as it comes.
         self.hungry = False
+        # Why nothing can be given out although there are workers, if so.
+        self.problem = ""
+        self.stage_two_at: float | None = None
         self._given_deadline = deadline
 
     # -- what the driver tells --------------------------------------------------------

@@ -50,8 +50,7 @@ class SingleStagePlan(RoundPlan):
     Raises
     ------
     InvalidInputError
-        If the family is unknown, a number is out of range, or a worker does not hold
-        what its row asks for.
+        If the family is unknown or a number is out of range.
 
     Examples
     --------
@@ -128,19 +127,24 @@ class SingleStagePlan(RoundPlan):
             return []
         seconds, overhead = self.history.typical(workers, self.server_round)
         matrix = self._matrix(workers, np.maximum(seconds, 1e-9))
-        sent = []
+        rows = []
+        self.problem = ""
         for i in np.flatnonzero(matrix.any(axis=1)):
             columns = np.flatnonzero(matrix[i])
             row = [self.partitions[int(k)] for k in columns]
             worker = workers[int(i)]
             lacking = sorted(set(row) - set(self._idle[worker]))
             if lacking:
-                raise InvalidInputError(
-                    f"The {self.family} code asks worker {worker} for partitions "
-                    f"{lacking}, which it does not hold. Replicate them, or use the "
-                    "heterogeneity-aware code, which keeps to the holdings."
+                self.hungry = True
+                self.problem = (
+                    f"The {self.family} code over {len(workers)} idle workers asks "
+                    f"worker {worker} for partitions {lacking}, which it does not "
+                    "hold. Replicate them, or use the heterogeneity-aware code, which "
+                    "keeps to the holdings."
                 )
-            sent.append(self._dispatch(worker, 1, row, matrix[i, columns].tolist(), at))
+                return []
+            rows.append((worker, row, matrix[i, columns].tolist()))
+        sent = [self._dispatch(w, 1, row, weights, at) for w, row, weights in rows]
         if len(self.history):
             load = np.count_nonzero(matrix, axis=1)
             expected = at + float(np.max(overhead + seconds * load))

@@ -129,7 +129,6 @@ class TwoStagePlan(RoundPlan):
     ) -> None:
         super().__init__(partitions, idle, history, server_round, deadline)
         self.options = options or TwoStageOptions()
-        self.stage_two_at: float | None = None
         self._rng = rng
         self._cold = len(history) == 0
         self._wake_at = math.inf

@@ -144,6 +144,15 @@ class CompletionHistory:
         """Return the number of workers with at least one record."""
         return len(self._workers)
 
+    def begin_run(self) -> None:
+        """Count rounds from 1 again; what is known of the workers is kept."""
+        past = self._round
+        for worker, records in self._workers.items():
+            self._workers[worker] = [
+                r._replace(server_round=r.server_round - past) for r in records
+            ]
+        self._round = 0
+
     def completed(
         self,
         worker: int,
