@@ -10,6 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 
 from flower_ext.clients import CodedClientApp
+from flower_ext.coding.assignment import Assignment
 from flower_ext.errors import InvalidInputError
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded
 
@@ -20,22 +21,19 @@ if TYPE_CHECKING:
 def test_nodes_that_count_a_partition_differently_are_not_mixed(
     federation: type[Federation],
     assert_exact: Callable[..., None],
+    assignment_of: Callable[[Message], Assignment | None],
     logged: pytest.LogCaptureFixture,
 ) -> None:
     def miscount(index: int, message: Message, reply: Message) -> Message:
         if index != 3 or message.metadata.message_type != "train":
             return reply
         (record,) = reply.content.metric_records.values()
-        examples = record["flower-ext.examples"]
-        assert isinstance(examples, list)
-        coefficients = message.content.config_records["flower-ext.assignment"][
-            "coefficients"
-        ]
-        assert isinstance(coefficients, list)
-        record["flower-ext.examples"] = [float(n) + 1 for n in examples]
-        record["flower-ext.weighted-examples"] = sum(
-            float(b) * (float(n) + 1)
-            for b, n in zip(coefficients, examples, strict=True)
+        assignment = assignment_of(message)
+        assert assignment is not None
+        counted = [10 + 3 * p + 1 for p in assignment.partitions]
+        record["flower-ext.examples"] = [float(n) for n in counted]
+        record["flower-ext.weighted-examples"] = float(
+            np.dot(assignment.coefficients, counted)
         )
         return reply
 
