@@ -7,6 +7,7 @@ unless its app or its node-config declares more, and says so when the strategy a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -59,9 +60,12 @@ def parse_partitions(spec: PartitionSpec) -> tuple[int, ...] | Literal["all"]:
         found = list(spec)
     else:
         found = [spec]
-    if any(type(p) is not int or p < 0 for p in found):
+    if any(isinstance(p, bool) or not hasattr(p, "__index__") for p in found):
         raise _invalid(spec)
-    return tuple(sorted(set(found)))
+    partitions = {operator.index(p) for p in found}
+    if any(p < 0 for p in partitions):
+        raise _invalid(spec)
+    return tuple(sorted(partitions))
 
 
 def _parse_part(part: str, spec: str) -> range:

@@ -23,6 +23,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from flwr.supercore import log
 
 from flower_ext.coding.assignment import REPLY_PREFIX
+from flower_ext.coding.gradient_code import check_count
 from flower_ext.coding.plan import RoundPlan
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.scheduling.history import CompletionHistory
@@ -79,10 +80,8 @@ class CodedStrategy(FedAvg):
         **fedavg: Any,
     ) -> None:
         super().__init__(**fedavg)
-        if num_partitions is not None and num_partitions < 1:
-            raise InvalidInputError(
-                f"num_partitions must be at least 1, got {num_partitions}."
-            )
+        if num_partitions is not None:
+            num_partitions = check_count("num_partitions", num_partitions, low=1)
         if clock not in CLOCKS:
             raise InvalidInputError(
                 f"clock must be 'wall' or 'virtual', got {clock!r}."
@@ -95,8 +94,8 @@ class CodedStrategy(FedAvg):
             raise InvalidInputError(
                 f"min_coverage must lie in [0, 1], got {min_coverage}."
             )
-        if seed is not None and seed < 0:
-            raise InvalidInputError(f"seed must be at least 0, got {seed}.")
+        if seed is not None:
+            seed = check_count("seed", seed, low=0)
         self.num_partitions = num_partitions
         self.clock = clock
         self.deadline = deadline

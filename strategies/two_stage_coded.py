@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from flower_ext.coding.gradient_code import check_count
 from flower_ext.coding.plan import RoundPlan
 from flower_ext.coding.two_stage import TwoStageOptions, TwoStagePlan
-from flower_ext.errors import InvalidInputError
 from flower_ext.strategies.coded_strategy import CodedStrategy
 
 __all__ = ["TwoStageCoded"]
@@ -62,9 +62,7 @@ class TwoStageCoded(CodedStrategy):
         **coded: Any,
     ) -> None:
         super().__init__(**coded)
-        if stragglers < 0:
-            raise InvalidInputError(f"stragglers must be at least 0, got {stragglers}.")
-        self.stragglers = stragglers
+        self.stragglers = check_count("stragglers", stragglers, low=0)
         self.options = TwoStageOptions(
             redundancy_price=redundancy_price,
             max_stage_two_redundancy=max_stage_two_redundancy,

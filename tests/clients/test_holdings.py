@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from flwr.app import (
     ArrayRecord,
@@ -142,3 +143,7 @@ def test_bad_declaration_is_refused_at_once() -> None:
     for make in (CodedClientApp, CodedMod):
         with pytest.raises(InvalidInputError, match="'0-'"):
             make(partitions="0-")
+
+
+def test_numpy_integers_are_partitions() -> None:
+    assert parse_partitions([*np.arange(3).tolist(), np.int64(5)]) == (0, 1, 2, 5)

@@ -111,6 +111,8 @@ def test_mistyped_argument_is_named(make: Callable[..., CodedStrategy]) -> None:
         (TwoStageCoded, {"num_partitions": 0}, "num_partitions"),
         (TwoStageCoded, {"stragglers": -1}, "stragglers"),
         (TwoStageCoded, {"redundancy_price": -0.1}, "redundancy_price"),
+        (TwoStageCoded, {"stragglers": 1.5}, "'stragglers' must be an integer"),
+        (TwoStageCoded, {"num_partitions": 2.5}, "'num_partitions' must be an integer"),
         (TwoStageCoded, {"max_stage_two_redundancy": 9}, "max_stage_two_redundancy"),
         (CodedFedAvg, {"code": "fountain"}, "fountain"),
         (CodedFedAvg, {"stragglers": -1}, "stragglers"),
