@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 from flwr.app import ConfigRecord, Context
 
@@ -19,7 +19,7 @@ from flower_ext.errors import InvalidInputError
 
 __all__ = ["Declaration", "Holdings", "PartitionSpec", "parse_partitions"]
 
-PartitionSpec = str | int | Iterable[int]
+PartitionSpec = str | SupportsIndex | Iterable[SupportsIndex]
 """``"all"``, ``"0-3,7"``, one partition, or several."""
 
 Declaration = PartitionSpec | Callable[[Context], PartitionSpec]
@@ -52,6 +52,7 @@ def parse_partitions(spec: PartitionSpec) -> tuple[int, ...] | Literal["all"]:
     >>> parse_partitions([5, 2])
     (2, 5)
     """
+    found: list[SupportsIndex]
     if isinstance(spec, str):
         if spec.strip() == "all":
             return "all"
