@@ -30,6 +30,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from flower_ext.clients import CodedClientApp
+from flower_ext.clients.seeding import seed_partition
 from flower_ext.coding.assignment import ASSIGNMENT_KEY, Assignment
 
 Handler = Callable[[Message], tuple[Message | None, float]]
@@ -252,6 +253,12 @@ class Federation:
 
 def failure(message: Message, code: int, reason: str = "it broke") -> Message:
     return Message(Error(code, reason), reply_to=message)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def warm_clients() -> None:
+    """Import torch before the first round, whose time it would count in."""
+    seed_partition(0, 1, 0)
 
 
 @pytest.fixture(autouse=True)

@@ -148,14 +148,17 @@ def test_metrics_that_differ_from_most_are_left_out(
 
 
 def test_late_evaluation_frees_its_node(federation: type[Federation]) -> None:
+    evaluated: list[int] = []
+
     def behave(index: int, message: Message, reply: Message) -> Answer:
-        if is_evaluation(message) and index == 1:
-            return reply, 0.4
-        return reply, 0.05
+        if is_evaluation(message):
+            evaluated.append(index)
+        late = is_evaluation(message) and index == 1 and evaluated.count(1) == 1
+        return reply, 1.0 if late else 0.05
 
     nodes = federation(3, behave=behave)
-    strategy = CodedFedAvg(code="uncoded", deadline=0.2, min_evaluate_nodes=1)
-    nodes.run(strategy, num_rounds=14)
+    strategy = CodedFedAvg(code="uncoded", deadline=0.6, min_evaluate_nodes=1)
+    nodes.run(strategy, num_rounds=25)
 
     asked = [a.server_round for node, a in nodes.grid.assignments() if node == 101]
     assert 2 not in asked
