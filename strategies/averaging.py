@@ -22,8 +22,8 @@ from flower_ext.strategies.array_views import view
 
 __all__ = ["apply_replies"]
 
-_BLOCK = 1 << 14  # elements
-_ROWS = 16  # replies summed at once; rows x block in float64 are 2 MB
+_BLOCK = 1 << 15  # elements
+_ROWS = 8  # replies summed at once; rows x block in float64 are 2 MB
 _NUMPY = "numpy.ndarray"
 
 
