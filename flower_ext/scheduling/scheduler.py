@@ -167,7 +167,9 @@ class Decision:
 class Scheduler(Protocol):
     """Decides, slot by slot, who is admitted, who transmits and who harvests."""
 
-    def begin(self, limits: WorkerLimits, keep: NDArray[np.int64] | None = None) -> None:
+    def begin(
+        self, limits: WorkerLimits, keep: NDArray[np.int64] | None = None
+    ) -> None:
         """Take on a fleet of workers.
 
         Parameters
