@@ -14,7 +14,10 @@ __all__ = ["allocate", "balance"]
 
 
 def balance(
-    work: int, seconds: NDArray[np.float64], overhead: NDArray[np.float64]
+    work: int,
+    seconds: NDArray[np.float64],
+    overhead: NDArray[np.float64],
+    limits: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Spread interchangeable units of work so that the last worker is done earliest.
 
@@ -29,11 +32,13 @@ def balance(
         Seconds per unit, positive.
     overhead : ndarray of shape (workers,)
         Seconds per worker, at least 0.
+    limits : ndarray of shape (workers,), optional
+        The most units that each worker may have, at least 0.
 
     Returns
     -------
     ndarray of shape (workers,)
-        Units per worker, summing to `work`.
+        Units per worker, summing to `work`, or to all that the limits allow.
 
     Examples
     --------
@@ -42,11 +47,18 @@ def balance(
     """
     loads = np.zeros(len(seconds), dtype=np.int64)
     heap = [(o + s, i) for i, (o, s) in enumerate(zip(overhead, seconds, strict=True))]
+    if limits is not None:
+        heap = [entry for entry in heap if limits[entry[1]] > 0]
     heapq.heapify(heap)
     for _ in range(work):
+        if not heap:
+            break
         done, i = heap[0]
         loads[i] += 1
-        heapq.heapreplace(heap, (done + seconds[i], i))
+        if limits is not None and loads[i] == limits[i]:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, (done + seconds[i], i))
     return loads
 
 
@@ -55,6 +67,7 @@ def allocate(
     holdings: Sequence[Collection[int]],
     seconds: NDArray[np.float64],
     overhead: NDArray[np.float64],
+    limits: NDArray[np.int64] | None = None,
 ) -> list[list[int]]:
     """Give every partition to one worker that holds it, the last done earliest.
 
@@ -69,6 +82,9 @@ def allocate(
         The partitions each worker holds.
     seconds, overhead : ndarray of shape (workers,)
         As in :func:`balance`.
+    limits : ndarray of shape (workers,), optional
+        The most partitions that each worker may have, at least 0. Where they leave no
+        room for all, as many partitions as possible are given out.
 
     Returns
     -------
@@ -94,13 +110,23 @@ def allocate(
     full = [i for i, h in enumerate(held) if len(h) == len(placed)]
     if len(full) == sum(1 for h in held if h):
         loads = np.zeros(len(holdings), dtype=np.int64)
-        loads[full] = balance(len(placed), seconds[full], overhead[full])
+        loads[full] = balance(
+            len(placed),
+            seconds[full],
+            overhead[full],
+            None if limits is None else limits[full],
+        )
         ends = np.cumsum(loads)
         return [
             list(placed[end - load : end])
             for end, load in zip(ends, loads, strict=True)
         ]
-    return _flow(placed, held, seconds, overhead)
+    largest = np.array([len(h) for h in held])
+    if limits is not None:
+        largest = np.minimum(largest, limits)
+    if not largest.any():
+        return [[] for _ in holdings]
+    return _flow(placed, held, seconds, overhead, largest)
 
 
 def _flow(
@@ -108,6 +134,7 @@ def _flow(
     held: list[set[int]],
     seconds: NDArray[np.float64],
     overhead: NDArray[np.float64],
+    largest: NDArray[np.int64],
 ) -> list[list[int]]:
     """Bisect the completion time; at each, ask a maximum flow whether it suffices."""
     workers, count = len(held), len(placed)
@@ -120,16 +147,15 @@ def _flow(
         (np.ones(len(tails), dtype=np.int32), (tails, heads)),
         shape=(sink + 1, sink + 1),
     )
-    largest = np.array([len(h) for h in held])
 
     def loads_within(bound: float) -> NDArray[np.int32]:
         fits = np.floor((bound - overhead) / seconds * (1 + 1e-12))
         return np.clip(fits, 0, largest).astype(np.int32)
 
-    def solve(bound: float) -> csr_array | None:
+    def solve(bound: float) -> tuple[int, csr_array]:
         graph.data[:workers] = loads_within(bound)  # the source's row comes first
         result = maximum_flow(graph, source, sink)
-        return result.flow if result.flow_value == count else None
+        return int(result.flow_value), result.flow
 
     finishes = np.unique(
         np.concatenate(
@@ -140,15 +166,14 @@ def _flow(
         )
     )
     low, high = 0, len(finishes) - 1
-    flow = solve(finishes[high])
+    most, flow = solve(finishes[high])  # fewer than `count` only where limits bind
     while low < high:
         middle = (low + high) // 2
-        found = solve(finishes[middle])
-        if found is None:
+        amount, found = solve(finishes[middle])
+        if amount < most:
             low = middle + 1
         else:
             high, flow = middle, found
-    assert flow is not None  # every placed partition has a holder
     dense = flow.tocoo()
     result: list[list[int]] = [[] for _ in held]
     for tail, head, amount in zip(dense.row, dense.col, dense.data, strict=True):

@@ -88,11 +88,15 @@ class RoundPlan(ABC):
     deadline : float, optional
         Seconds after which the round ends with what it has; by default the plan
         derives it from the history.
+    limits : Mapping[int, int], optional
+        The workers that a scheduler admits, and how many partitions each should be
+        given in the round at most, at least 0; others are given none. By default
+        everybody is admitted.
 
     Raises
     ------
     InvalidInputError
-        If there is no partition, or the deadline is not positive.
+        If there is no partition, the deadline is not positive, or a limit negative.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class RoundPlan(ABC):
         history: CompletionHistory,
         server_round: int,
         deadline: float | None = None,
+        limits: Mapping[int, int] | None = None,
     ) -> None:
         if not partitions or len(set(partitions)) != len(partitions):
             raise InvalidInputError(
@@ -111,6 +116,13 @@ class RoundPlan(ABC):
             raise InvalidInputError(
                 f"deadline must be a positive number of seconds, got {deadline}."
             )
+        if limits is not None:
+            for worker, limit in limits.items():
+                if limit < 0:
+                    raise InvalidInputError(
+                        f"The limit of worker {worker} must be at least 0, got {limit}."
+                    )
+            idle = {w: held for w, held in idle.items() if w in limits}
         self.partitions = tuple(partitions)
         self.history = history
         self.server_round = server_round
@@ -129,6 +141,9 @@ class RoundPlan(ABC):
         self.problem = ""
         self.stage_two_at: float | None = None
         self._given_deadline = deadline
+        self._deadline = math.inf
+        # Partitions that admitted workers may still be given; None: no limits.
+        self._left = None if limits is None else dict(limits)
 
     # -- what the driver tells --------------------------------------------------------
 
@@ -185,10 +200,13 @@ class RoundPlan(ABC):
     def idle(self, worker: int, holdings: Collection[int], at: float) -> list[Dispatch]:
         """Tell that a worker joined, or answered an earlier round, and may be used.
 
-        It changes nothing for a worker that is in use already or has failed; one that
+        It changes nothing for a worker that is not admitted, is in use already or has
+        failed; one that
         left during a dispatch is used again once that is answered.
         """
         if worker in self._holdings or worker in self._faulty:
+            return []
+        if self._left is not None and worker not in self._left:
             return []
         self._holdings[worker] = holdings
         if any(self.dispatches[key].worker == worker for key in self.outstanding):
@@ -216,9 +234,13 @@ class RoundPlan(ABC):
         """When the plan wants :meth:`wake`, seconds since the round began, or inf."""
 
     @property
-    @abstractmethod
     def deadline(self) -> float:
-        """When the round ends with what it has, seconds since it began, or inf."""
+        """When the round ends with what it has, seconds since it began, or inf.
+
+        The given deadline, else one derived from the history.
+        """
+        given = self._given_deadline
+        return self._deadline if given is None else given
 
     @property
     def decodable(self) -> bool:
@@ -282,6 +304,8 @@ class RoundPlan(ABC):
     ) -> Dispatch:
         """Give a row to an idle worker."""
         del self._idle[worker]
+        if self._left is not None:
+            self._left[worker] = max(self._left[worker] - len(partitions), 0)
         dispatch = Dispatch(
             len(self.dispatches), worker, stage, tuple(partitions), tuple(coefficients)
         )

@@ -84,18 +84,11 @@ class SingleStagePlan(RoundPlan):
         self.family = family
         self.stragglers = 0 if family == "uncoded" else stragglers
         self.ignore_stragglers = ignore_stragglers
-        self._deadline = math.inf
 
     @property
     def wake_at(self) -> float:
         """Never: there is no second stage."""
         return math.inf
-
-    @property
-    def deadline(self) -> float:
-        """The given deadline, else one derived from the history."""
-        given = self._given_deadline
-        return self._deadline if given is None else given
 
     def start(self) -> list[Dispatch]:
         """Give every idle worker its row."""

@@ -92,6 +92,7 @@ def spread_missing(
     seconds: Floats,
     overhead: Floats,
     redundancy: int,
+    limits: NDArray[np.int64] | None = None,
 ) -> Spread | None:
     """Spread partitions over workers so that any `redundancy` of them may stay away.
 
@@ -105,11 +106,14 @@ def spread_missing(
         Typical seconds per partition and per reply.
     redundancy : int
         s₂, at least 0.
+    limits : ndarray of shape (workers,), optional
+        The most partitions that each worker may have, at least 0.
 
     Returns
     -------
     Spread or None
-        None where too few workers hold a partition for this redundancy.
+        None where too few workers hold a partition for this redundancy, or the limits
+        do not allow it.
 
     Examples
     --------
@@ -122,9 +126,9 @@ def spread_missing(
     # Workers often share one object of holdings, which is then read once.
     distinct = {id(h): h for h in holdings}
     if not any(set(missing).difference(h) for h in distinct.values()):
-        return _grouped(missing, seconds, overhead, redundancy)
+        return _grouped(missing, seconds, overhead, redundancy, limits)
     if redundancy == 0:
-        jobs = allocate(missing, holdings, seconds, overhead)
+        jobs = allocate(missing, holdings, seconds, overhead, limits)
         rows: list[Row] = [(job, [1.0] * len(job)) for job in jobs]
         groups = [[i] for i, job in enumerate(jobs) if job]
         return Spread(rows, groups, 0, frozenset(p for job in jobs for p in job))
@@ -132,7 +136,14 @@ def spread_missing(
     copies = np.bincount([k for h in held for k in h], minlength=len(missing))
     if copies.min() <= redundancy:
         return None
+    if limits is not None:
+        held = [h if limit else [] for h, limit in zip(held, limits, strict=True)]
+        copies = np.bincount([k for h in held for k in h], minlength=len(missing))
+        if copies.min() <= redundancy:
+            return None
     matrix = HeterogeneityAware(held, 1.0 / (seconds + overhead), redundancy).matrix
+    if limits is not None and (np.count_nonzero(matrix, axis=1) > limits).any():
+        return None
     coded: list[Row] = []
     for row in matrix:
         support = np.flatnonzero(row)
@@ -141,14 +152,26 @@ def spread_missing(
 
 
 def _grouped(
-    missing: Sequence[int], seconds: Floats, overhead: Floats, redundancy: int
-) -> Spread:
+    missing: Sequence[int],
+    seconds: Floats,
+    overhead: Floats,
+    redundancy: int,
+    limits: NDArray[np.int64] | None,
+) -> Spread | None:
     """Give each chunk to a fast worker and to `redundancy` slower ones behind it."""
     workers = len(seconds)
-    count = min(len(missing), workers // (redundancy + 1))
     order = np.argsort(overhead + seconds, kind="stable").tolist()
+    if limits is not None:
+        order = [i for i in order if limits[i] > 0]
+    count = min(len(missing), len(order) // (redundancy + 1))
     leaders = order[:count]
-    loads = balance(len(missing), seconds[leaders], overhead[leaders])
+    most = None
+    if limits is not None:  # a chunk is as large as the least of its group may have
+        members = order[: count * (redundancy + 1)]
+        most = limits[members].reshape(redundancy + 1, count).min(axis=0)
+    loads = balance(len(missing), seconds[leaders], overhead[leaders], most)
+    if loads.sum() < len(missing):
+        return None
     ends = np.cumsum(loads)
     rows: list[Row] = [([], []) for _ in range(workers)]
     groups = []

@@ -31,6 +31,7 @@ from flower_ext.scheduling.history import CompletionHistory
 __all__ = ["TwoStageOptions", "TwoStagePlan"]
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 _STOPS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.75, 0.83, 0.9, 0.95, 0.98)
 _MOST_SCENARIOS, _FEWEST_SCENARIOS = 128, 16
@@ -86,8 +87,9 @@ class TwoStagePlan(RoundPlan):
 
     Parameters
     ----------
-    partitions, idle, history, server_round, deadline
-        As in :class:`~flower_ext.coding.plan.RoundPlan`.
+    partitions, idle, history, server_round, deadline, limits
+        As in :class:`~flower_ext.coding.plan.RoundPlan`. Where the admitted workers
+        could not complete the round within their limits, the limits give way.
     rng : numpy.random.Generator
         Source of the resampling.
     options : TwoStageOptions, optional
@@ -126,13 +128,13 @@ class TwoStagePlan(RoundPlan):
         rng: np.random.Generator,
         deadline: float | None = None,
         options: TwoStageOptions | None = None,
+        limits: Mapping[int, int] | None = None,
     ) -> None:
-        super().__init__(partitions, idle, history, server_round, deadline)
+        super().__init__(partitions, idle, history, server_round, deadline, limits)
         self.options = options or TwoStageOptions()
         self._rng = rng
         self._cold = len(history) == 0
         self._wake_at = math.inf
-        self._deadline = math.inf
         self._timed = False  # whether the deadline has been derived
         self._look_again = math.inf  # when a cold round acts without half the replies
         self._silent_wakes = 0  # how often T₁ came, and was put off, without a reply
@@ -146,12 +148,6 @@ class TwoStagePlan(RoundPlan):
     def wake_at(self) -> float:
         """When T₁, or the time to look after stage two, comes."""
         return self._wake_at
-
-    @property
-    def deadline(self) -> float:
-        """The given deadline, else one derived from the history."""
-        given = self._given_deadline
-        return self._deadline if given is None else given
 
     def start(self) -> list[Dispatch]:
         """Share the partitions uncoded among the fastest workers."""
@@ -208,7 +204,9 @@ class TwoStagePlan(RoundPlan):
         workers = list(self._idle)
         seconds, overhead = self.history.typical(workers, self.server_round)
         holdings = [self._idle[w] for w in workers]
-        jobs = allocate(partitions, holdings, np.maximum(seconds, 1e-9), overhead)
+        seconds = np.maximum(seconds, 1e-9)
+        limits = self._room(workers, partitions)
+        jobs = allocate(partitions, holdings, seconds, overhead, limits)
         self._wait_for_workers(set(partitions).difference(*jobs))
         return [
             self._dispatch(worker, 1, job, [1.0] * len(job), at)
@@ -222,6 +220,23 @@ class TwoStagePlan(RoundPlan):
         if self.stage_two_at is None:
             return self._share(lost, at)
         return self._spread(lost, at)
+
+    def _room(self, workers: list[int], wanted: list[int]) -> Ints | None:
+        """Return how many partitions idle workers may be given, so that all fit in."""
+        if self._left is None or not workers:
+            return None
+        held = [self._idle[w] for w in workers]
+        limits = np.array([self._left[w] for w in workers], dtype=np.int64)
+        one, none = np.ones(len(workers)), np.zeros(len(workers))
+        reach = set(wanted).intersection(
+            itertools.chain.from_iterable({id(h): h for h in held}.values())
+        )
+        while limits.min() < len(reach):
+            jobs = allocate(wanted, held, one, none, limits)
+            if sum(map(len, jobs)) == len(reach):
+                break
+            limits = np.maximum(2 * limits, 1)
+        return limits
 
     def _wait_for_workers(self, partitions: set[int]) -> None:
         """Keep partitions for the next worker that holds any of them."""
@@ -346,7 +361,8 @@ class TwoStagePlan(RoundPlan):
             return []
         seconds, overhead = self.history.typical(workers, self.server_round)
         seconds = np.maximum(seconds, 1e-9)
-        loads = balance(len(missing), seconds, overhead)
+        limits = self._room(workers, sorted(missing))
+        loads = balance(len(missing), seconds, overhead, limits)
         done = at + float(np.max(np.where(loads > 0, overhead + seconds * loads, 0.0)))
         waiting = np.median(np.max(list(known.values()), axis=0), keepdims=True)
         if self._cost(np.array([done]), len(missing)) < self._cost(waiting, 0.0):
@@ -397,6 +413,7 @@ class TwoStagePlan(RoundPlan):
         missing = [p for p in lost if p in reach]
         if not missing:
             return []
+        limits = self._room(workers, missing)
         size = self._scenarios(len(workers))
         proven = np.array([w in self._replied for w in workers])
         first = self.history.sample(workers, self.server_round, size, self._rng)
@@ -412,7 +429,12 @@ class TwoStagePlan(RoundPlan):
         best_cost, best_late = math.inf, at
         for redundancy in range(self.options.max_stage_two_redundancy + 1):
             spread = spread_missing(
-                missing, held, np.median(seconds, 0), np.median(overhead, 0), redundancy
+                missing,
+                held,
+                np.median(seconds, 0),
+                np.median(overhead, 0),
+                redundancy,
+                limits,
             )
             if spread is None:
                 break

@@ -13,7 +13,7 @@ The object holds no clock: times are seconds that the caller measured, real or v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -30,25 +30,8 @@ Floats = NDArray[np.float64]
 # The fleet before any record: ratios to the typical time of a mildly noisy worker, one
 # in sixteen of them a straggler. Four real records replace one of these.
 _PRIOR_RATIOS = np.array(
-    [
-        "10",
-        ".85",
-        "1.5",
-        ".92",
-        "1.3",
-        ".97",
-        "1.2",
-        "1",
-        "1.15",
-        ".8",
-        "1.1",
-        ".9",
-        "1.06",
-        ".95",
-        "1.03",
-        "1",
-    ],
-    dtype=float,
+    [10, 0.85, 1.5, 0.92, 1.3, 0.97, 1.2, 1.0]
+    + [1.15, 0.8, 1.1, 0.9, 1.06, 0.95, 1.03, 1.0]
 )
 _PRIOR_STEADY = _PRIOR_RATIOS[1:]
 _SLOW = 2.0  # a worker beyond this multiple of its typical time is slow for the round
@@ -59,13 +42,17 @@ _FRESH, _AGAIN, _CENSORED = range(3)
 
 
 class _Record(NamedTuple):
-    """One job: `reference` is what one partition was expected to take by then."""
+    """One job: `reference` is what one partition was expected to take by then.
+
+    `forecast` is the overhead that was announced for it, 0 if none was.
+    """
 
     server_round: int
     kind: int
     seconds: float
     overhead: float
     reference: float
+    forecast: float
 
 
 @dataclass(frozen=True)
@@ -139,6 +126,8 @@ class CompletionHistory:
         self._cache: _Tables | None = None
         self._new_records = 0
         self._round = 0
+        self._announced: dict[int, float] = {}
+        self._announced_round = 0
 
     def __len__(self) -> int:
         """Return the number of workers with at least one record."""
@@ -152,6 +141,42 @@ class CompletionHistory:
                 r._replace(server_round=r.server_round - past) for r in records
             ]
         self._round = 0
+        self.announce(0, {})
+
+    def announce(self, server_round: int, overhead: Mapping[int, float]) -> None:
+        """Tell what replies of a round will cost beyond computing, where that is known.
+
+        A scheduler that gives out shares of the carrier knows how long uploads should
+        take. For the workers named, it takes the place of their typical overhead in
+        everything that is expected of the round; what their replies really take is
+        held against it.
+
+        Parameters
+        ----------
+        server_round : int
+            The round; what was announced for another one is forgotten.
+        overhead : Mapping[int, float]
+            Seconds by worker, finite and positive.
+
+        Raises
+        ------
+        InvalidInputError
+            If a value is out of range.
+        """
+        for worker, seconds in overhead.items():
+            if not 0 < seconds < np.inf:
+                raise InvalidInputError(
+                    f"The overhead announced for worker {worker} must be positive and "
+                    f"finite, got {seconds}."
+                )
+        self._announced = dict(overhead)
+        self._announced_round = server_round
+
+    def _forecast(self, worker: int, server_round: int) -> float:
+        """Return the overhead announced for a worker, or 0."""
+        if server_round != self._announced_round:
+            return 0.0
+        return self._announced.get(worker, 0.0)
 
     def completed(
         self,
@@ -204,6 +229,7 @@ class CompletionHistory:
                 compute_seconds / load,
                 elapsed - compute_seconds,
                 reference,
+                self._forecast(worker, server_round),
             ),
         )
 
@@ -237,7 +263,7 @@ class CompletionHistory:
                 for r in records
                 if (r.server_round, r.kind) != (server_round, _CENSORED)
             ],
-            _Record(server_round, _CENSORED, seconds, overhead, 0.0),
+            _Record(server_round, _CENSORED, seconds, overhead, 0.0, 0.0),
         )
 
     def typical(
@@ -268,6 +294,9 @@ class CompletionHistory:
         overhead = np.full(len(workers), tables.fleet_overhead)
         seconds[known] = tables.seconds[rows[known]]
         overhead[known] = tables.overhead[rows[known]]
+        if self._announced and server_round == self._announced_round:
+            for i, worker in enumerate(workers):
+                overhead[i] = self._announced.get(worker, overhead[i])
         for i, worker in enumerate(workers):
             records = self._workers.get(worker)
             if records and records[-1].server_round == server_round:
@@ -410,7 +439,7 @@ class CompletionHistory:
         flat = np.fromiter(
             chain.from_iterable(chain.from_iterable(recent.values())), np.float64
         ).reshape(-1, len(_Record._fields))
-        kinds, all_seconds, all_overheads, references = flat.T[1:]
+        kinds, all_seconds, all_overheads, references, forecasts = flat.T[1:]
         row = np.repeat(np.arange(len(counts)), counts)
         own_seconds = _medians(row, all_seconds, counts)
         own_overhead = _medians(row, all_overheads, counts)
@@ -427,7 +456,8 @@ class CompletionHistory:
         ratios = np.ones(len(flat))
         np.divide(all_seconds, expected, out=ratios, where=expected > 0)
         count = np.bincount(row[fresh], minlength=len(counts))
-        timely = (kinds != _CENSORED) & (own_overhead[row] > 0)
+        usual = np.where(forecasts > 0, forecasts, own_overhead[row])
+        timely = (kinds != _CENSORED) & (usual > 0)
         second = ~fresh & (references > 0)
         return _Tables(
             index={worker: i for i, worker in enumerate(recent)},
@@ -437,7 +467,7 @@ class CompletionHistory:
             count=count,
             ratios=_with_prior(ratios[fresh], _PRIOR_RATIOS),
             overhead_ratios=_with_prior(
-                all_overheads[timely] / own_overhead[row[timely]], _PRIOR_STEADY
+                all_overheads[timely] / usual[timely], _PRIOR_STEADY
             ),
             again=_with_prior(all_seconds[second] / references[second], _PRIOR_STEADY),
             fleet_seconds=fleet_seconds,

@@ -107,3 +107,28 @@ def test_a_shared_object_of_holdings_is_read_once() -> None:
 
     allocate(range(5), [Counted(range(5))] * 50, np.ones(50), np.zeros(50))
     assert Counted.reads <= 5
+
+
+def test_limits_bind_and_the_next_best_takes_the_rest() -> None:
+    fast_and_slow, none = np.array([1.0, 5.0]), np.zeros(2)
+    limits = np.array([2, 9])
+    assert balance(4, fast_and_slow, none, limits).tolist() == [2, 2]
+    assert allocate(range(4), [range(4)] * 2, fast_and_slow, none, limits) == [
+        [0, 1],
+        [2, 3],
+    ]
+
+
+def test_limits_bind_under_partial_holdings() -> None:
+    held = [{0, 1, 2, 3}, {2, 3}, {3}]
+    jobs = allocate(range(4), held, np.ones(3), np.zeros(3), np.array([2, 1, 1]))
+    assert [len(job) for job in jobs] == [2, 1, 1]
+    assert sorted(p for job in jobs for p in job) == [0, 1, 2, 3]
+
+
+def test_limits_without_room_for_all_take_as_many_as_possible() -> None:
+    one, none = np.ones(3), np.zeros(3)
+    for held in ([range(4)] * 3, [{0, 1, 2, 3}, {0}, {3}]):
+        jobs = allocate(range(4), held, one, none, np.array([1, 1, 0]))
+        assert [len(job) for job in jobs] == [1, 1, 0]
+    assert allocate([0], [{0}, {1}], np.ones(2), none[:2], np.zeros(2, int)) == [[], []]

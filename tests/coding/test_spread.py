@@ -140,3 +140,28 @@ def test_completion_of_a_general_code_by_hand() -> None:
 def test_a_larger_fleet_than_work_leaves_workers_idle(redundancy: int) -> None:
     spread = spread_of([1], [range(9)] * 8, np.ones(8), np.zeros(8), redundancy)
     assert sum(bool(ids) for ids, _ in spread.rows) == redundancy + 1
+
+
+@given(situations(), st.integers(0, 2), st.lists(st.integers(0, 4), min_size=6))
+def test_rows_keep_to_the_limits(
+    situation: Situation, redundancy: int, limits: list[int]
+) -> None:
+    missing, held, seconds, overhead = situation
+    most = np.array(limits[: len(held)])
+    spread = spread_missing(missing, held, seconds, overhead, redundancy, most)
+    if spread is not None:
+        assert all(
+            len(row) <= limit for (row, _), limit in zip(spread.rows, most, strict=True)
+        )
+
+
+def test_a_chunk_is_as_large_as_the_least_of_its_group_may_have() -> None:
+    held = [range(4)] * 4
+    limits = np.array([4, 4, 1, 3])
+    spread = spread_missing(
+        range(4), held, np.array([1.0, 1.1, 1.2, 1.3]), np.zeros(4), 1, limits
+    )
+    assert spread is not None
+    assert [len(row) for row, _ in spread.rows] == [1, 3, 1, 3]
+    limits[3] = 2
+    assert spread_missing(range(4), held, np.ones(4), np.zeros(4), 1, limits) is None

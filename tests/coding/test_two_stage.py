@@ -556,3 +556,43 @@ def test_workers_freed_during_stage_two_take_over_what_would_last_longer() -> No
     for dispatch in sent:
         plan.reply(dispatch.key, 11.1, 1.0)
     assert plan.decodable
+
+
+def test_limits_bound_what_a_worker_is_given_in_both_stages() -> None:
+    plan = planned(8, 4, limits={0: 2, 1: 3, 2: 9})
+    sent = plan.start()
+
+    assert {d.worker for d in sent} == {0, 1, 2}
+    assert max(len(d.partitions) for d in sent if d.worker == 0) <= 2
+    plan.reply(1, 3.1, 3.0)
+    again = plan.reply(2, 3.1, 3.0)
+
+    # Both are free, but worker 1 has had all that it may have.
+    assert [(d.worker, d.stage, d.partitions) for d in again] == [(2, 2, (0, 1))]
+
+
+def test_limits_give_way_where_the_round_could_not_be_completed() -> None:
+    plan = planned(8, 3, limits={0: 1, 1: 1})
+    sent = plan.start()
+
+    assert sorted(p for d in sent for p in d.partitions) == list(range(8))
+    assert {d.worker for d in sent} == {0, 1}
+    assert plan.idle(2, range(8), 1.0) == []  # not admitted
+    late = [d for d in sent if d.worker == 0]
+    for dispatch in sent:
+        if dispatch.worker == 1:
+            plan.reply(dispatch.key, 4.1, 4.0)
+    again = plan.wake(60.0)
+    assert {p for d in again for p in d.partitions} == set(late[0].partitions)
+
+
+def test_limits_under_partial_holdings() -> None:
+    held = {0: {0, 1, 2}, 1: {1, 2, 3}, 2: {0, 3}, 3: range(4)}
+    plan = planned(4, held, limits={0: 1, 1: 2, 2: 1})
+
+    assert sorted(len(d.partitions) for d in plan.start()) == [1, 1, 2]
+
+
+def test_negative_limits_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"limit of worker 1 .* got -1"):
+        planned(4, 2, limits={0: 1, 1: -1})

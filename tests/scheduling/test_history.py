@@ -222,3 +222,32 @@ def test_bad_records_are_refused(load: int, compute: float, elapsed: float) -> N
         with pytest.raises(InvalidInputError):
             history.censored(0, 1, load, elapsed)
     assert len(history) == 0
+
+
+def test_announced_overheads_take_the_place_of_typical_ones() -> None:
+    history = CompletionHistory()
+    for server_round in range(1, 20):
+        for worker in (0, 1):
+            history.completed(worker, server_round, 1, 1.0, 3.0)
+    history.announce(20, {0: 8.0})
+    assert history.typical([0, 1], 20)[1].tolist() == [8.0, 2.0]
+    drawn = history.sample([0, 1], 20, 1000, np.random.default_rng(0))[1]
+    assert np.median(drawn, axis=0).tolist() == pytest.approx([8.0, 2.0], rel=0.05)
+    assert history.typical([0], 21)[1].tolist() == [2.0]
+
+
+def test_replies_are_held_against_what_was_announced() -> None:
+    history = CompletionHistory(prior_weight=0)
+    for server_round in range(1, 30):
+        seconds = 1.0 + server_round % 5  # five-fold variation, all of it foreseen
+        history.announce(server_round, {0: seconds})
+        history.completed(0, server_round, 1, 1.0, 1.0 + seconds)
+    history.announce(30, {0: 4.0})
+    drawn = history.sample([0], 30, 1000, np.random.default_rng(0))[1]
+    assert np.quantile(drawn, [0.2, 0.8]).tolist() == pytest.approx([4.0, 4.0], rel=0.1)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, np.inf, np.nan])
+def test_announcements_out_of_range_are_refused(seconds: float) -> None:
+    with pytest.raises(InvalidInputError, match="announced for worker 3"):
+        CompletionHistory().announce(1, {3: seconds})
