@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from flower_ext.errors import InvalidInputError
 from flower_ext.network.delays import DelayModel, SpeedProfile, check_seconds
+from flower_ext.network.keyed import check_seed, keyed_generator
 
 __all__ = ["BernoulliSlowdown", "ShiftedExponential"]
 
@@ -63,7 +62,7 @@ class ShiftedExponential:
         check_seconds("shift", self.shift)
         check_seconds("mean", self.mean)
         check_seconds("upload", self.upload)
-        _check_seed(self.seed)
+        check_seed(self.seed)
 
     def compute_seconds(self, worker: int, server_round: int, partition: int) -> float:
         """Return ``shift`` plus a draw of mean ``mean``."""
@@ -120,7 +119,7 @@ class BernoulliSlowdown:
             raise InvalidInputError(
                 f"slowdown must be finite and at least 1, got {self.slowdown}."
             )
-        _check_seed(self.seed)
+        check_seed(self.seed)
         base = self.base
         model = SpeedProfile((base,)) if isinstance(base, int | float) else base
         object.__setattr__(self, "_model", model)
@@ -144,11 +143,4 @@ class BernoulliSlowdown:
 
 def _uniform(seed: int, *key: int) -> float:
     """Draw from [0, 1) as a function of the seed and the key alone."""
-    sequence = np.random.SeedSequence(seed, spawn_key=key)
-    return float(np.random.Generator(np.random.PCG64(sequence)).random())
-
-
-def _check_seed(seed: int) -> None:
-    """Raise unless ``seed`` can key the draws."""
-    if seed < 0:
-        raise InvalidInputError(f"seed must be at least 0, got {seed}.")
+    return float(keyed_generator(seed, *key).random())
