@@ -75,7 +75,7 @@ from numpy.typing import NDArray
 from flower_ext.errors import InvalidInputError
 from flower_ext.scheduling.queues import Plan, QueueScheduler
 from flower_ext.scheduling.scheduler import WorkerLimits
-from flower_ext.scheduling.shares import time_shared
+from flower_ext.scheduling.shares import ofdma, time_shared
 from flower_ext.scheduling.utility import LogUtility, Utility
 
 __all__ = ["LyapunovScheduler"]
@@ -215,6 +215,9 @@ class LyapunovScheduler(QueueScheduler):
         admitted = np.where(worth, offered, 0.0)
         pressure = np.minimum(self._backlog, self._backlog_bound)
         cost = price * self._transmit
+        if self.carrier == "ofdma":
+            sent = ofdma(pressure, self._backlog, rates, snr, cost)
+            return Plan(admitted, auxiliary, *sent)
         shares = time_shared(pressure * rates - cost, self._backlog, rates)
         return Plan(admitted, auxiliary, shares, shares, rates * shares)
 
