@@ -6,6 +6,7 @@ All functions are pure; arrays have one entry per worker.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +124,8 @@ def ofdma(
             band = _Band(
                 weight[some], backlog[some], rates[some], snr[some], water[some]
             )
-            x = band.clear()
+            x = band.clear().x
+            x /= max(float(x.sum()), 1.0)
             shares[some] = x
             powers[some], service[some] = band.send(x)
     return shares, powers, service
@@ -143,6 +145,7 @@ class _Band:
         snr: Floats,
         water: Floats,
     ) -> None:
+        self.given = (weight, backlog, rates, snr, water)
         log_snr = np.log1p(snr)
         self.snr, self.water, self.backlog = snr, water, backlog
         self.nat = rates / log_snr  # units per nat
@@ -175,72 +178,121 @@ class _Band:
         saving = self.worth * _h(less) * np.exp(less - self.water)
         return np.where(x > self.enough, saving, self.worth * _h(t))
 
-    def wanted(self, price: float, joining: bool) -> Floats:
-        """Return the band that each wants at a price.
-
-        Parameters
-        ----------
-        price : float
-            μ, positive.
-        joining : bool
-            Whether somebody indifferent between nothing and a band takes the band.
-        """
-        active = self.joins >= price if joining else self.joins > price
-        full = active & (self.stops <= price)
-        saving = active & (self.saves > price)
+    def wanted(self, price: float) -> _Demand:
+        """Return the bands wanted at a price; who is indifferent wants nothing."""
+        active = self.joins > price
         x = np.where(active, self.enough, 0.0)
-        i = full.nonzero()[0]
+        i = (active & (self.stops <= price)).nonzero()[0]
         if len(i):
             t = np.minimum(_inverse_h(price / self.worth[i]), self.water[i])
             x[i] = np.minimum(self.snr[i] / np.expm1(t), self.enough[i])
-        i = saving.nonzero()[0]
+        i = (active & (self.saves > price)).nonzero()[0]
         if len(i):
             t = _inverse_log_eh(np.log(price / self.worth[i]) + self.water[i])
             x[i] = np.maximum(self.nats[i] / t, self.enough[i])
-        return x
+        return _Demand(price, x, float(x.sum()))
 
-    def clear(self) -> Floats:
-        """Return the bands at the price at which they sum to 1, or all wanted."""
-        high = float(self.slope(1 / len(self.snr)).max())
-        low = max(float(self.slope(1.0).max()), high * 1e-13)
-        below, above = self.wanted(low, True), self.wanted(high, False)
-        want, got = float(below.sum()), float(above.sum())
-        joins = np.sort(self.joins[(self.joins > low) & (self.joins < high)])
-        slow = False
+    def joined(self, demand: _Demand) -> _Demand:
+        """Return the same, but with what the indifferent would take at most."""
+        i = (self.joins == demand.price).nonzero()[0]
+        x = demand.x.copy()
+        x[i] = np.minimum(self.snr[i] / np.expm1(self.water[i]), self.enough[i])
+        return _Demand(demand.price, x, float(x.sum()))
+
+    def clear(self, goal: float = 1.0, accuracy: float = 1e-9) -> _Demand:
+        """Return bands that sum to `goal`, at most 1; to less if nobody wants more.
+
+        Their value falls short of the best by `accuracy` of it at most.
+        """
+        low, high = self._bracket(goal)
+        if low.total <= goal:
+            return low
+        joins = self.joins[(self.joins > low.price) & (self.joins < high.price)]
+        joins.sort()
+        # Regula falsi on log(total/goal) over log(price), Anderson and Bjorck's: an end
+        # that stays has its height reduced, so that both ends close in.
+        left, right = _height(low, goal), _height(high, goal)
+        slow, stays = False, 0
         for _ in range(200):
-            # The value is at least μ: this bounds what a better price could add.
-            if want <= 1 or (1 - low / high) * (want - got) <= 1e-9:
+            # The value is at least price·goal: this bounds what remains to be gained.
+            excess = (low.total - high.total) / goal
+            if (1 - low.price / high.price) * excess <= accuracy:
                 break
-            ratio = math.log(high / low)
-            part = 0.5
-            if got > 0 and not slow:
-                part = math.log(want) / math.log(want / got)
-            price = low * math.exp(min(max(part, 1e-3), 1 - 1e-3) * ratio)
-            tie = len(joins) > 0
+            ratio = math.log(high.price / low.price)
+            part = 0.5 if slow else left / (left - right)
+            price = low.price * math.exp(min(max(part, 1e-4), 1 - 1e-4) * ratio)
+            tie = 0 < len(joins) and (slow or len(joins) < 4)
             if tie:
                 i = len(joins) // 2 if slow else int(joins.searchsorted(price))
                 price = float(joins[min(i, len(joins) - 1)])
-            elif not low < price < high:
+            elif not low.price < price < high.price:
                 break
-            x = self.wanted(price, False)
-            total = float(x.sum())
-            if total > 1:
-                low, below, want = price, x, total
+            tried = self.wanted(price)
+            if tie and tried.total <= goal:
+                without, tried = tried, self.joined(tried)
+                if tried.total >= goal:
+                    low, high = tried, without
+                    break
+            height = _height(tried, goal)
+            if tried.total > goal:
+                if stays > 0:
+                    right *= max(1 - height / left, 0.1)
+                low, left, stays = tried, height, 1
             else:
-                if tie:
-                    whole = self.wanted(price, True)
-                    if float(whole.sum()) >= 1:
-                        below, above, want, got = whole, x, float(whole.sum()), total
-                        break
-                    x, total = whole, float(whole.sum())
-                high, above, got = price, x, total
-            joins = joins[(joins > low) & (joins < high)]
-            slow = math.log(high / low) > 0.5 * ratio
-        if want <= 1:
-            return below
-        part = (1 - got) / (want - got) if want > got else 1.0
-        x = above + part * (below - above)
-        return x / max(float(x.sum()), 1.0)
+                if stays < 0:
+                    left *= max(1 - height / right, 0.1)
+                high, right, stays = tried, height, -1
+            first, last = joins.searchsorted([low.price, high.price])
+            first += int(first < len(joins) and joins[first] == low.price)
+            joins = joins[first:last]
+            slow = math.log(high.price / low.price) > 0.7 * ratio
+        spread = low.total - high.total
+        part = (goal - high.total) / spread if spread > 0 else 1.0
+        return _Demand(high.price, high.x + part * (low.x - high.x), goal)
+
+    def _bracket(self, goal: float) -> tuple[_Demand, _Demand]:
+        """Return a price at which at least `goal` is wanted, and one with at most that.
+
+        The first may want less if nobody wants more at any price.
+        """
+        count = len(self.snr)
+        if count <= 2 * _SAMPLE:
+            # With every band at most goal/count, or one of at least goal.
+            high = float(self.slope(goal / count).max())
+            low = max(float(self.slope(goal).max()), high * _NOTHING)
+            return self.joined(self.wanted(low)), self.wanted(high)
+        # A sample's price is near; then step away from it, ever faster.
+        each = slice(None, None, count // _SAMPLE)
+        sample = _Band(*(array[each] for array in self.given))
+        price = sample.clear(goal * len(sample.snr) / count, 1e-4).price
+        tried = self.wanted(price)
+        up = tried.total > goal
+        floor, ratio = price * _NOTHING, 1.01
+        while True:
+            before = tried
+            price = before.price * ratio if up else before.price / ratio
+            tried = self.wanted(max(price, floor))
+            if up and tried.total <= goal:
+                return before, tried
+            if not up and (tried.total >= goal or tried.price == floor):
+                return tried, before
+            ratio **= 3
+
+
+class _Demand(NamedTuple):
+    """The bands that are wanted at a price."""
+
+    price: float
+    x: Floats
+    total: float
+
+
+_SAMPLE = 512
+_NOTHING = 1e-13  # of a price: as good as no price
+
+
+def _height(demand: _Demand, goal: float) -> float:
+    return math.log(max(demand.total, 1e-9 * goal) / goal)
 
 
 def _h(t: Floats) -> Floats:
@@ -252,7 +304,7 @@ def _h(t: Floats) -> Floats:
 def _inverse_h(value: Floats) -> Floats:
     """Return the t > 0 with t − 1 + e^−t = value, by Halley's method."""
     t = value + np.sqrt(-np.expm1(-2 * value))
-    for _ in range(3):
+    for _ in range(2):
         slope = -np.expm1(-t)
         error = t - slope - value
         t -= 2 * error * slope / (2 * slope * slope - error * (1 - slope))
@@ -260,13 +312,20 @@ def _inverse_h(value: Floats) -> Floats:
 
 
 def _inverse_log_eh(value: Floats) -> Floats:
-    """Return the t > 0 with t + log(t − 1 + e^−t) = value, by Newton's method."""
-    root = np.exp(0.5 * (np.minimum(value, 700) + math.log(2)))
-    t = np.where(value < 0, np.log1p(root), np.maximum(value, 1.0))
-    for _ in range(6):
-        height = _h(t)
+    """Return the t > 0 with t + log(t − 1 + e^−t) = value, by Halley's method."""
+    # t − 1 is Lambert's W: its series at the branch point, and for large values.
+    root = np.exp(0.5 * np.minimum(value, 1.0) + 0.5 * math.log(2))
+    big = np.log1p(np.exp(np.maximum(value, 1.0) - 1) - math.exp(-1))
+    big = np.where(value > 700, value - 1, big)
+    big = 1 + big * (1 - np.log1p(big) / (2 + big))
+    t = np.where(value < 1, root / (1 + root / 3), big)
+    for _ in range(2):
+        rest = -np.expm1(-t)
+        height = t - rest
         error = t + np.log(height) - value
-        t = np.maximum(t - error / (1 - np.expm1(-t) / height), t / 8)
+        slope = 1 + rest / height
+        bend = (1 - rest) / height - (rest / height) ** 2
+        t -= 2 * error * slope / (2 * slope * slope - error * bend)
     return t
 
 
