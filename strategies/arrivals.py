@@ -4,7 +4,8 @@ On the wall clock replies arrive when they arrive. On the virtual clock every re
 how long it would have taken; all pushed messages are answered first, and the replies
 are then handed out in the order of their simulated completion times, so that a
 simulation of stragglers takes no longer than its computation and is the same for the
-same seed.
+same seed. Where the network is simulated too, a reply then travels over its worker's
+link and the carrier that all share.
 """
 
 from __future__ import annotations
@@ -21,9 +22,19 @@ from flwr.app import Message
 
 from flower_ext.coding.assignment import Assignment
 from flower_ext.coding.plan import Dispatch
+from flower_ext.network.carrier import SharedCarrier
+from flower_ext.network.link import Link
 from flower_ext.strategies.poller import ReplyPoller
 
-__all__ = ["Arrival", "Arrivals", "Sent", "VirtualArrivals", "WallArrivals"]
+__all__ = [
+    "Arrival",
+    "Arrivals",
+    "NetworkArrivals",
+    "Sent",
+    "Transfer",
+    "VirtualArrivals",
+    "WallArrivals",
+]
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,10 @@ class Sent:
         The plan's dispatch, for a train message.
     assignment : Assignment, optional
         What it asks for, for a train message.
+    size : int (default: 0)
+        Bytes of its arrays.
+    share : float (default: 1.0)
+        The weight with which its reply shares a simulated carrier, positive.
     """
 
     message_id: str
@@ -55,6 +70,8 @@ class Sent:
     expires: float
     dispatch: Dispatch | None = None
     assignment: Assignment | None = None
+    size: int = 0
+    share: float = 1.0
 
 
 class Arrival(NamedTuple):
@@ -191,6 +208,68 @@ class VirtualArrivals(Arrivals):
                 continue
             sent, message = found
             self._given_up.discard(sent.message_id)
-            at = sent.at + self._duration(sent, message)
             number = self._order.pop(sent.message_id)
-            heapq.heappush(self._ready, (at, number, Arrival(sent, message, at)))
+            self._schedule(number, sent, message)
+
+    def _schedule(self, number: int, sent: Sent, message: Message) -> None:
+        """Let a reply arrive when it says that it would have."""
+        at = sent.at + self._duration(sent, message)
+        heapq.heappush(self._ready, (at, number, Arrival(sent, message, at)))
+
+
+class Transfer(NamedTuple):
+    """What a reply needs of the network."""
+
+    link: Link
+    size: int
+
+
+class NetworkArrivals(VirtualArrivals):
+    """Replies by their simulated completion times and a simulated network.
+
+    Parameters
+    ----------
+    poller, duration, timeout
+        As in :class:`VirtualArrivals`; a reported upload time comes on top.
+    transfer : Callable[[Sent, Message], Transfer or None]
+        What a reply needs of the network; None for one that takes no time on it.
+    dedicated : bool
+        Whether each worker has its link to itself.
+    """
+
+    def __init__(
+        self,
+        poller: ReplyPoller,
+        duration: Callable[[Sent, Message], float],
+        timeout: float,
+        transfer: Callable[[Sent, Message], Transfer | None],
+        dedicated: bool,
+    ) -> None:
+        super().__init__(poller, duration, timeout)
+        self._transfer = transfer
+        self._carrier = SharedCarrier(dedicated=dedicated)
+        self._uploading: dict[int, Arrival] = {}
+
+    def next(self, until: float) -> Arrival | None:
+        """Return the next reply, or None when it is `until` by the virtual clock."""
+        self._settle()
+        others = self._ready[0][0] if self._ready else float("inf")
+        uploaded = self._carrier.next(max(min(until, others), self._carrier.now))
+        if uploaded is None:
+            return super().next(until)
+        number, at = uploaded
+        assert isinstance(number, int)  # as added below
+        self._now = max(self._now, at)
+        return self._uploading.pop(number)._replace(at=self._now)
+
+    def _schedule(self, number: int, sent: Sent, message: Message) -> None:
+        """Let a reply be computed, then uploaded."""
+        transfer = self._transfer(sent, message)
+        if transfer is None:
+            super()._schedule(number, sent, message)
+            return
+        start = sent.at + transfer.link.receive(sent.size, sent.at)
+        start += self._duration(sent, message)
+        start = max(start, self._carrier.now)
+        self._uploading[number] = Arrival(sent, message, start)
+        self._carrier.add(number, start, transfer.size, transfer.link, sent.share)

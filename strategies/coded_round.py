@@ -15,10 +15,13 @@ from flower_ext.coding.plan import Dispatch, Outcome, RoundPlan
 from flower_ext.coding.reply import ReplySummary
 from flower_ext.errors import InvalidInputError
 from flower_ext.strategies.arrivals import Arrival, Sent
-from flower_ext.strategies.replies import CodedReply, accept_reply
-from flower_ext.strategies.staged_grid import StagedGrid
+from flower_ext.strategies.replies import CodedReply, accept_reply, content_bytes
+from flower_ext.strategies.staged_grid import LateReply, StagedGrid
 
-__all__ = ["CodedRound", "RoundReplies"]
+__all__ = ["CodedRound", "Measured", "RoundReplies"]
+
+Measured = dict[str, int | float | list[int] | list[float]]
+"""Metrics of a round, by name."""
 
 
 class RoundReplies(list[Message]):
@@ -47,6 +50,8 @@ class CodedRound:
         The run seed sent with the assignments.
     weighted_by_key : str
         The metric that holds the number of examples.
+    shares : Mapping[int, float]
+        Shares of the carrier, by node, where a scheduler gives them out.
     """
 
     plan: RoundPlan
@@ -55,14 +60,17 @@ class CodedRound:
     num_partitions: int
     seed: int | None
     weighted_by_key: str
+    shares: Mapping[int, float] = field(default_factory=dict)
     replies: dict[int, CodedReply] = field(default_factory=dict)
     rejected: int = 0
     failed: int = 0
-    late: int = 0
+    late: list[LateReply] = field(default_factory=list)
+    overheads: dict[int, float] = field(default_factory=dict)
     elapsed: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
     outcome: Outcome | None = None
+    measured: Measured = field(default_factory=dict)
     _examples: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     def run(self, grid: StagedGrid, timeout: float) -> RoundReplies:
@@ -126,6 +134,7 @@ class CodedRound:
 
     def _push(self, grid: StagedGrid, dispatches: list[Dispatch], at: float) -> None:
         """Push a train message for each dispatch, and for what replaces it if lost."""
+        size = sum(len(array.data) for array in self.arrays.values())
         while dispatches:
             asked = [(d, self._assignment(d, grid.virtual)) for d in dispatches]
             ttl = grid.ttl(self.plan.deadline)
@@ -139,11 +148,11 @@ class CodedRound:
                 )
                 for dispatch, assignment in asked
             ]
-            sent = grid.push(messages, self.plan.server_round, asked)
+            sent = grid.push(messages, self.plan.server_round, asked, self.shares)
             for node_id in grid.gone():
                 self.plan.leave(node_id)
             lost = [d for d, s in zip(dispatches, sent, strict=True) if s is None]
-            self.bytes_down += (len(sent) - len(lost)) * _size(self.arrays)
+            self.bytes_down += (len(sent) - len(lost)) * size
             self.failed += len(lost)
             dispatches = [n for d in lost for n in self.plan.failure(d.key, at)]
 
@@ -192,6 +201,8 @@ class CodedRound:
         self.replies[dispatch.key] = reply
         messages.append(message)
         compute_seconds = sum(reply[1].compute_seconds)
+        took = arrival.at - sent.at - compute_seconds
+        self.overheads[dispatch.key] = max(took, 0.0)
         self._push(grid, self.plan.reply(dispatch.key, at, compute_seconds), at)
 
     def _freed(self, grid: StagedGrid, sent: Sent, at: float) -> list[Dispatch]:
@@ -217,7 +228,7 @@ class CodedRound:
                 message.error.reason,
             )
             return None
-        self.bytes_up += sum(_size(r) for r in message.content.array_records.values())
+        self.bytes_up += content_bytes(message.content)
         try:
             reply = accept_reply(message, assignment, self.arrays)
             self._agree(sent.node_id, reply[1])
@@ -271,8 +282,3 @@ class CodedRound:
             self.plan.work / len(self.plan.partitions),
             f", {lost} lost" if lost else "",
         )
-
-
-def _size(arrays: ArrayRecord) -> int:
-    """Return the bytes of an array record."""
-    return sum(len(array.data) for array in arrays.values())

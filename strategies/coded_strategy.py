@@ -26,9 +26,11 @@ from flower_ext.coding.assignment import REPLY_PREFIX
 from flower_ext.coding.gradient_code import check_count
 from flower_ext.coding.plan import RoundPlan
 from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.network.edge_network import EdgeNetwork
 from flower_ext.scheduling.history import CompletionHistory
 from flower_ext.strategies.averaging import apply_replies
-from flower_ext.strategies.coded_round import CodedRound, RoundReplies
+from flower_ext.strategies.coded_round import CodedRound, Measured, RoundReplies
+from flower_ext.strategies.energy import EnergySpent
 from flower_ext.strategies.replies import accept_evaluation
 from flower_ext.strategies.staged_grid import StagedGrid, StagedTask
 
@@ -57,6 +59,9 @@ class CodedStrategy(FedAvg):
     seed : int, optional
         The run seed that each partition's training is seeded from, at least 0; by
         default the run-config's ``seed``, else 0.
+    network : EdgeNetwork, optional
+        The workers' links and devices. Links are simulated, and devices' energy is
+        counted, with ``clock="virtual"`` only.
     **fedavg : Any
         All keyword arguments of Flower's
         :class:`~flwr.serverapp.strategy.FedAvg`. `fraction_train` and
@@ -77,6 +82,7 @@ class CodedStrategy(FedAvg):
         deadline: float | None = None,
         min_coverage: float = 0.8,
         seed: int | None = None,
+        network: EdgeNetwork | None = None,
         **fedavg: Any,
     ) -> None:
         super().__init__(**fedavg)
@@ -96,6 +102,16 @@ class CodedStrategy(FedAvg):
             )
         if seed is not None:
             seed = check_count("seed", seed, low=0)
+        if network is not None and not isinstance(network, EdgeNetwork):
+            raise InvalidInputError(
+                f"network must be a flower_ext.network.EdgeNetwork, got {network!r}."
+            )
+        if network is not None and network.links and clock != "virtual":
+            raise InvalidInputError(
+                "An EdgeNetwork's links are simulated on the virtual clock only: set "
+                "clock='virtual', or leave the links out of the network."
+            )
+        self.network = network
         self.num_partitions = num_partitions
         self.clock = clock
         self.deadline = deadline
@@ -194,6 +210,7 @@ class CodedStrategy(FedAvg):
             num_partitions=self.num_partitions,
             deadline=self.deadline,
             timeout=timeout,
+            network=self.network,
         )
         self.history.begin_run()
         self.round_metrics.clear()
@@ -248,6 +265,7 @@ class CodedStrategy(FedAvg):
         if size < count:
             partitions = sorted(rng.choice(count, size, replace=False).tolist())
         idle = {n.node_id: fleet.holdings(n, count) for n in fleet.nodes if n.idle}
+        shares = self._admit(grid, server_round, partitions, arrays)
         log(
             INFO,
             "configure_train: %d of %d partitions over %d idle nodes (out of %d)",
@@ -263,11 +281,29 @@ class CodedStrategy(FedAvg):
             num_partitions=count,
             seed=self.seed,
             weighted_by_key=self.weighted_by_key,
+            shares=shares,
         )
+        spent = EnergySpent.of(grid.ledger)
         replies = coded_round.run(grid, timeout)
+        coded_round.measured |= spent.since(grid)
+        coded_round.measured |= self._settled(grid, coded_round)
         if coded_round.plan.problem and not self.round_metrics:
             raise InvalidInputError(coded_round.plan.problem)
         return replies
+
+    def _admit(
+        self,
+        grid: StagedGrid,
+        server_round: int,
+        partitions: list[int],
+        arrays: ArrayRecord,
+    ) -> Mapping[int, float]:
+        """Decide who takes part, and return shares of the carrier by node."""
+        return {}
+
+    def _settled(self, grid: StagedGrid, done: CodedRound) -> Measured:
+        """Take note of how the round went, and return metrics of that."""
+        return {}
 
     def _replication_warning(self, copies: list[int]) -> str:
         """Return what is to be said about too little replication, or nothing."""
@@ -370,7 +406,7 @@ class CodedStrategy(FedAvg):
                 "stage-one-seconds": float(stage_one),
                 "stage-two-seconds": float(done.elapsed - stage_one),
                 "replies-used": len(outcome.weights),
-                "replies-late": done.late,
+                "replies-late": len(done.late),
                 "replies-rejected": done.rejected,
                 "replies-failed": done.failed,
                 "replies-unfinished": len(plan.outstanding),
@@ -380,6 +416,7 @@ class CodedStrategy(FedAvg):
                 "skipped": int(skipped),
                 "bytes-up": done.bytes_up,
                 "bytes-down": done.bytes_down,
+                **done.measured,
             }
         )
 

@@ -13,7 +13,13 @@ from flower_ext.coding.reply import MetricValue, ReplySummary
 from flower_ext.errors import InvalidInputError
 from flower_ext.strategies.array_views import view
 
-__all__ = ["CodedReply", "accept_evaluation", "accept_reply", "summary_of"]
+__all__ = [
+    "CodedReply",
+    "accept_evaluation",
+    "accept_reply",
+    "content_bytes",
+    "summary_of",
+]
 
 CodedReply = tuple[ArrayRecord, ReplySummary]
 """The combined arrays of a reply and the numbers that came with them."""
@@ -69,6 +75,15 @@ def accept_reply(
         if not finite:
             raise InvalidInputError(f"The array '{name}' has NaN or infinite values.")
     return coded, summary
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Return the bytes of all arrays in a message."""
+    return sum(
+        len(array.data)
+        for record in content.array_records.values()
+        for array in record.values()
+    )
 
 
 def summary_of(message: Message, assignment: Assignment) -> ReplySummary:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from logging import INFO, WARNING
+from typing import NamedTuple
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
@@ -23,18 +24,22 @@ from flwr.supercore.run import Run
 from flower_ext.coding.assignment import HOLDINGS_KEY, Assignment
 from flower_ext.coding.plan import LEAST_DEADLINE, Dispatch
 from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.network.edge_network import EdgeNetwork, EnergyLedger
 from flower_ext.scheduling.history import CompletionHistory
 from flower_ext.strategies.arrivals import (
     Arrival,
+    Arrivals,
+    NetworkArrivals,
     Sent,
+    Transfer,
     VirtualArrivals,
     WallArrivals,
 )
 from flower_ext.strategies.fleet import Fleet
 from flower_ext.strategies.poller import ReplyPoller
-from flower_ext.strategies.replies import summary_of
+from flower_ext.strategies.replies import content_bytes, summary_of
 
-__all__ = ["StagedGrid", "StagedTask"]
+__all__ = ["LateReply", "StagedGrid", "StagedTask"]
 
 _LIST_EVERY = 2.0  # wall seconds between two looks at who is listed
 # Nodes that stay silent this many times longer than the first are left out.
@@ -48,6 +53,14 @@ _APP_ERRORS = (
     ErrorCode.INVALID_FAB,
 )
 _EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+
+
+class LateReply(NamedTuple):
+    """A usable reply to an assignment whose round was over."""
+
+    node_id: int
+    partitions: int
+    overhead: float
 
 
 class StagedTask(list[Message]):
@@ -83,6 +96,8 @@ class StagedGrid(Grid):
     timeout : float
         Wall seconds to wait for nodes, and that an answer may take under a virtual
         clock.
+    network : EdgeNetwork, optional
+        The simulated network, on a virtual clock.
     """
 
     def __init__(
@@ -94,29 +109,42 @@ class StagedGrid(Grid):
         num_partitions: int | None,
         deadline: float | None,
         timeout: float,
+        network: EdgeNetwork | None = None,
     ) -> None:
         self._grid = grid
         self.virtual = virtual
         self.history = history
+        self.network = network
+        self.ledger = EnergyLedger(network) if network and virtual else None
         self.fleet = Fleet(num_partitions)
-        self._late = 0
+        self._late: list[LateReply] = []
         self._first_answer: float | None = None
         self._settled_at = 0.0
         self._num_partitions = num_partitions
         self._deadline = deadline
         self._timeout = timeout
         self._poller = ReplyPoller(grid)
-        self._arrivals = (
-            VirtualArrivals(self._poller, _simulated_seconds, timeout)
-            if virtual
-            else WallArrivals(self._poller)
-        )
+        self._arrivals = self._clock(virtual, timeout)
         self._evaluations = CompletionHistory()
         self._evaluation_round = 0
         self._gone: list[int] = []
         self._listed_at = -_LIST_EVERY
         self._refusals: dict[int, str] = {}
         self._ask_again: dict[int, float] = {}  # node id, wall time
+
+    def _clock(self, virtual: bool, timeout: float) -> Arrivals:
+        """Return the run's clock."""
+        if not virtual:
+            return WallArrivals(self._poller)
+        if self.network is None:
+            return VirtualArrivals(self._poller, _simulated_seconds, timeout)
+        return NetworkArrivals(
+            self._poller,
+            _simulated_seconds,
+            timeout,
+            transfer=self._transfer,
+            dedicated=not self.network.shared,
+        )
 
     # -- Flower's interface ---------------------------------------------------------
 
@@ -254,6 +282,7 @@ class StagedGrid(Grid):
         messages: list[Message],
         server_round: int,
         dispatches: list[tuple[Dispatch, Assignment]] | None = None,
+        shares: Mapping[int, float] | None = None,
     ) -> list[Sent | None]:
         """Push messages and expect their replies.
 
@@ -265,6 +294,9 @@ class StagedGrid(Grid):
             The round that they belong to.
         dispatches : list[tuple[Dispatch, Assignment]], optional
             What each message asks for, if they are assignments.
+        shares : Mapping[int, float], optional
+            The weights, by node, with which the replies share a simulated carrier; 1
+            for a node that is not named.
 
         Returns
         -------
@@ -295,6 +327,8 @@ class StagedGrid(Grid):
                     expires=time.monotonic() + message.metadata.ttl,
                     dispatch=dispatch,
                     assignment=assignment,
+                    size=content_bytes(message.content) if self.network else 0,
+                    share=(shares or {}).get(node_id, 1.0),
                 )
             )
             if node_id in self.fleet:
@@ -468,23 +502,53 @@ class StagedGrid(Grid):
                 message.error.reason,
             )
             return
-        self._late += 1
         try:
             summary = summary_of(message, sent.assignment)
+            compute_seconds = sum(summary.compute_seconds)
             self.history.completed(
                 sent.node_id,
                 sent.server_round,
                 len(sent.assignment.partitions),
-                sum(summary.compute_seconds),
+                compute_seconds,
                 arrival.at - sent.at,
+            )
+            self._late.append(
+                LateReply(
+                    sent.node_id,
+                    len(sent.assignment.partitions),
+                    max(arrival.at - sent.at - compute_seconds, 0.0),
+                )
             )
         except InvalidInputError as error:
             log(WARNING, "Late reply of node %d is of no use: %s", sent.node_id, error)
 
-    def late(self) -> int:
-        """Return the number of late replies since the last call."""
-        late, self._late = self._late, 0
+    def late(self) -> list[LateReply]:
+        """Return the late replies since the last call."""
+        late, self._late = self._late, []
         return late
+
+    def place(self, node_id: int) -> int:
+        """Return which of the simulated links and devices is a node's."""
+        worker = self.fleet[node_id].worker if node_id in self.fleet else -1
+        return worker if worker >= 0 else node_id
+
+    def _transfer(self, sent: Sent, message: Message) -> Transfer | None:
+        """Charge a node for its reply, and say what the reply needs of the network."""
+        if self.ledger is None or sent.assignment is None or message.has_error():
+            return None
+        try:
+            compute_seconds = sum(summary_of(message, sent.assignment).compute_seconds)
+        except InvalidInputError:
+            return None
+        size = content_bytes(message.content)
+        worker = self.place(sent.node_id)
+        link = self.ledger.network.link(worker)
+        if link is None:
+            self.ledger.spend(worker, compute_seconds, 0.0)
+            return None
+        start = sent.at + link.receive(sent.size, sent.at) + compute_seconds
+        self.ledger.spend(worker, compute_seconds, link.seconds_to_send(size, start))
+        return Transfer(link, size)
 
     def _note_holdings(self, node_id: int, message: Message) -> None:
         try:

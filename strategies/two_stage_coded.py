@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+from flwr.app import ArrayRecord
 
 from flower_ext.coding.gradient_code import check_count
+from flower_ext.coding.payload import payload_dtype
 from flower_ext.coding.plan import RoundPlan
 from flower_ext.coding.two_stage import TwoStageOptions, TwoStagePlan
+from flower_ext.scheduling.round_scheduler import (
+    Admission,
+    Candidate,
+    RoundScheduler,
+)
+from flower_ext.scheduling.scheduler import Scheduler
+from flower_ext.strategies.coded_round import CodedRound, Measured
 from flower_ext.strategies.coded_strategy import CodedStrategy
+from flower_ext.strategies.fleet import Node
+from flower_ext.strategies.staged_grid import StagedGrid
 
-__all__ = ["TwoStageCoded"]
+__all__ = ["BATTERY_KEY", "TwoStageCoded"]
+
+BATTERY_KEY = "battery-joules"
+"""The train function's metric that tells what is in its node's battery, joules."""
 
 
 class TwoStageCoded(CodedStrategy):
@@ -36,8 +51,14 @@ class TwoStageCoded(CodedStrategy):
         every partition once more, at least 0.
     max_stage_two_redundancy : int (default: 2)
         The most times that stage two computes a partition beyond once, 0 to 8.
+    scheduler : Scheduler or RoundScheduler, optional
+        Decides, round by round, which nodes take part, how many partitions each may be
+        given and what share of the carrier it has: a scheduler of
+        :mod:`flower_ext.scheduling`, or a
+        :class:`~flower_ext.scheduling.RoundScheduler` around one, which has further
+        parameters. By default every idle node takes part.
     **coded : Any
-        `num_partitions`, `clock`, `deadline`, `min_coverage`, `seed` of
+        `num_partitions`, `clock`, `deadline`, `min_coverage`, `seed`, `network` of
         :class:`~flower_ext.strategies.coded_strategy.CodedStrategy`, and all keyword
         arguments of Flower's :class:`~flwr.serverapp.strategy.FedAvg`.
 
@@ -59,9 +80,14 @@ class TwoStageCoded(CodedStrategy):
         stragglers: int = 1,
         redundancy_price: float = 0.2,
         max_stage_two_redundancy: int = 2,
+        scheduler: Scheduler | RoundScheduler | None = None,
         **coded: Any,
     ) -> None:
         super().__init__(**coded)
+        if scheduler is not None and not isinstance(scheduler, RoundScheduler):
+            scheduler = RoundScheduler(scheduler)
+        self.scheduler = scheduler
+        self._admission: Admission | None = None
         self.stragglers = check_count("stragglers", stragglers, low=0)
         self.options = TwoStageOptions(
             redundancy_price=redundancy_price,
@@ -78,6 +104,9 @@ class TwoStageCoded(CodedStrategy):
             "Scheme": "two stages",
             "Stage-two redundancy": f"up to {self.options.max_stage_two_redundancy}, "
             f"at a price of {self.options.redundancy_price:g}",
+            "Scheduler": "none"
+            if self.scheduler is None
+            else type(self.scheduler.scheduler).__name__,
             **super()._described(),
         }
 
@@ -97,4 +126,90 @@ class TwoStageCoded(CodedStrategy):
             rng,
             deadline=self.deadline,
             options=self.options,
+            limits=None if self._admission is None else self._admission.limits,
         )
+
+    def _admit(
+        self,
+        grid: StagedGrid,
+        server_round: int,
+        partitions: list[int],
+        arrays: ArrayRecord,
+    ) -> Mapping[int, float]:
+        """Ask the scheduler who takes part."""
+        if self.scheduler is None:
+            return {}
+        count = grid.fleet.num_partitions
+        candidates = [
+            self._candidate(grid, node, grid.fleet.holdings(node, count))
+            for node in grid.fleet.nodes
+        ]
+        self._admission = self.scheduler.begin_round(
+            candidates, partitions, _reply_bytes(arrays)
+        )
+        self.history.announce(
+            server_round,
+            {} if self._admission is None else self._admission.upload_seconds,
+        )
+        return {} if self._admission is None else self._admission.shares
+
+    def _candidate(
+        self, grid: StagedGrid, node: Node, holdings: Collection[int]
+    ) -> Candidate:
+        """Return what the scheduler may know of a node."""
+        assert self.scheduler is not None
+        if self.network is None:
+            return Candidate(node.node_id, holdings)
+        place = grid.place(node.node_id)
+        link, device = self.network.link(place), self.network.device(place)
+        slot = self.scheduler.slot
+        return Candidate(
+            node.node_id,
+            holdings,
+            rate=None if link is None else link.up.at(grid.now) * (1 - link.loss),
+            harvest=device.harvest_joules(grid.now, grid.now + slot) if device else 0.0,
+            device=device,
+        )
+
+    def _settled(self, grid: StagedGrid, done: CodedRound) -> Measured:
+        """Tell the scheduler what came of its decisions."""
+        if self.scheduler is None:
+            return {}
+        size = _reply_bytes(done.arrays)
+        for key, (_, summary) in done.replies.items():
+            node_id = done.plan.dispatches[key].worker
+            partitions = len(summary.partitions)
+            self.scheduler.replied(node_id, partitions, done.overheads[key], size)
+            for metrics in summary.metrics:
+                joules = metrics.get(BATTERY_KEY)
+                if isinstance(joules, int | float) and 0 <= joules < math.inf:
+                    self.scheduler.measured_battery(node_id, float(joules))
+        for late in done.late:
+            self.scheduler.replied(late.node_id, late.partitions, late.overhead, size)
+        nodes = {n.node_id: grid.place(n.node_id) for n in grid.fleet.nodes}
+        if grid.ledger is not None:
+            for node_id, place in nodes.items():
+                self.scheduler.measured_battery(node_id, grid.ledger.level(place))
+        told = self.scheduler.end_round(done.elapsed)
+        if told is None:
+            return {}
+        workers = sorted(told.admitted, key=lambda n: nodes.get(n, n))
+        backlog = list(told.backlog.values())
+        measured: Measured = {
+            "admitted": math.fsum(told.admitted.values()),
+            "admitted-per-worker": [told.admitted[n] for n in workers],
+            "backlog-mean": math.fsum(backlog) / len(backlog),
+            "backlog-max": max(backlog),
+            "fairness": told.fairness,
+        }
+        if told.battery:
+            measured["battery-lowest-joules"] = min(told.battery.values())
+        return measured
+
+
+def _reply_bytes(arrays: ArrayRecord) -> int:
+    """Return the size of a reply to these arrays."""
+    return sum(
+        math.prod(array.shape) * payload_dtype(np.dtype(array.dtype)).itemsize
+        for array in arrays.values()
+    )

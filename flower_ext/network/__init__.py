@@ -10,6 +10,7 @@ from flower_ext.network.carrier import SharedCarrier
 from flower_ext.network.delays import DelayModel, RecordedDelays, SpeedProfile
 from flower_ext.network.device import Device, DeviceDelays
 from flower_ext.network.devices import load_flash, load_flash_links, synthetic_devices
+from flower_ext.network.edge_network import EdgeNetwork, EnergyLedger
 from flower_ext.network.harvest import (
     BernoulliHarvest,
     ConstantHarvest,
@@ -31,6 +32,8 @@ __all__ = [
     "Device",
     "DeviceDelays",
     "DiurnalHarvest",
+    "EdgeNetwork",
+    "EnergyLedger",
     "Harvest",
     "Link",
     "Rate",

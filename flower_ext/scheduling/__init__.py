@@ -3,6 +3,7 @@
 from flower_ext.scheduling.baselines import MaxThroughput, Random, RoundRobin
 from flower_ext.scheduling.history import CompletionHistory
 from flower_ext.scheduling.lyapunov import LyapunovScheduler
+from flower_ext.scheduling.round_scheduler import RoundScheduler
 from flower_ext.scheduling.scheduler import (
     CARRIERS,
     Decision,
@@ -30,6 +31,7 @@ __all__ = [
     "Observation",
     "Random",
     "RoundRobin",
+    "RoundScheduler",
     "Scheduler",
     "Utility",
     "WorkerLimits",

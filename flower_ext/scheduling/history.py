@@ -30,9 +30,11 @@ Floats = NDArray[np.float64]
 # The fleet before any record: ratios to the typical time of a mildly noisy worker, one
 # in sixteen of them a straggler. Four real records replace one of these.
 _PRIOR_RATIOS = np.array(
-    [10, 0.85, 1.5, 0.92, 1.3, 0.97, 1.2, 1.0]
-    + [1.15, 0.8, 1.1, 0.9, 1.06, 0.95, 1.03, 1.0]
-)
+    [
+        [10, 0.85, 1.5, 0.92, 1.3, 0.97, 1.2, 1.0],
+        [1.15, 0.8, 1.1, 0.9, 1.06, 0.95, 1.03, 1.0],
+    ]
+).ravel()
 _PRIOR_STEADY = _PRIOR_RATIOS[1:]
 _SLOW = 2.0  # a worker beyond this multiple of its typical time is slow for the round
 _UNFINISHED = 2.0  # a job unfinished so far is expected to take twice as long in all
