@@ -48,6 +48,13 @@ def test_every_key_is_documented(run_config: RunConfig, app_folder: Path) -> Non
         ("strategies", " , ", "choose from two-stage"),
         ("results-dir", " ", "path of a folder"),
         ("download", "yes", "type bool"),
+        ("scheduler", "lyapunow", "-c 'scheduler=\"lyapunov\"'"),
+        ("V", 0.0, "at least 1e-06"),
+        ("V", -1.0, "-c 'V=20.0'"),
+        ("link-trace", "traces.jsonl", "an absolute path"),
+        ("device-profile", "flash", "an absolute path"),
+        ("battery-joules", 100.0, "need a 'device-profile'"),
+        ("train-examples", -1, "at least 0"),
     ],
 )
 def test_a_bad_value_is_named_with_the_fix(
@@ -84,3 +91,10 @@ def test_other_data_needs_an_absolute_folder(
 def test_an_int_stands_for_a_float(run_config: RunConfig) -> None:
     settings = Settings.from_run_config({**run_config, "learning-rate": 1})
     assert settings.learning_rate == 1.0
+
+
+def test_traced_links_need_the_virtual_clock(run_config: RunConfig) -> None:
+    with pytest.raises(InvalidInputError, match=r"'link-trace' .* \"virtual\""):
+        Settings.from_run_config(
+            {**run_config, "clock": "wall", "link-trace": "synthetic"}
+        )

@@ -96,12 +96,23 @@ def load_partitions(settings: Settings) -> list[NDArray[np.int64]]:
     Returns
     -------
     list[NDArray[np.int64]]
-        One array of indices per partition; together every example once.
+        One array of indices per partition; together every example, or
+        ``train-examples`` of them, once.
     """
     labels = load_data(
         settings.dataset, settings.data_dir, settings.download
     ).train_labels
     rng = np.random.default_rng(settings.seed)
+    if 0 < settings.train_examples < len(labels):
+        chosen = np.sort(rng.permutation(len(labels))[: settings.train_examples])
+        return [chosen[part] for part in _split(labels[chosen], settings, rng)]
+    return _split(labels, settings, rng)
+
+
+def _split(
+    labels: Labels, settings: Settings, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Split examples into partitions as the settings say."""
     if settings.split == "iid":
         return split_iid(len(labels), settings.num_partitions, rng)
     return split_dirichlet(

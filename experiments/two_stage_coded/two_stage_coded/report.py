@@ -45,6 +45,15 @@ class RoundRecord:
         Share of the training examples that the update is made of.
     skipped : int
         1 if too little came back and the model was kept, else 0.
+    energy_joules : float, optional
+        What the devices spent on the round, work after decoding included.
+    airtime_seconds : float, optional
+        Seconds that its uploads take of the carrier.
+    battery_lowest_joules : float, optional
+        What is in the emptiest battery after it.
+    admitted, backlog_mean, backlog_max, fairness : float, optional
+        The scheduler's: units admitted, units that wait, and Jain's index of what each
+        node has delivered so far.
     """
 
     strategy: str
@@ -56,6 +65,13 @@ class RoundRecord:
     redundancy: float
     coverage: float
     skipped: int
+    energy_joules: float | None = None
+    airtime_seconds: float | None = None
+    battery_lowest_joules: float | None = None
+    admitted: float | None = None
+    backlog_mean: float | None = None
+    backlog_max: float | None = None
+    fairness: float | None = None
 
 
 @dataclass
@@ -85,6 +101,7 @@ class StrategyReport:
             "p95_round_seconds": float(np.percentile(seconds, 95)),
             "redundancy": float(np.mean([r.redundancy for r in self.rounds])),
             "coverage": float(np.mean([r.coverage for r in self.rounds])),
+            "mean_energy_joules": _mean([r.energy_joules for r in self.rounds]),
             "seconds_to_target": next(reached, None),
         }
 
@@ -106,12 +123,13 @@ def table(reports: Sequence[StrategyReport], target_accuracy: float) -> str:
         "round p95 (s)",
         "redundancy",
         "coverage",
+        "energy (J/round)",
         f"time to {target_accuracy:g} (s)",
     )
     rows = []
     for report in reports:
         line = report.summary(target_accuracy)
-        to_target = line["seconds_to_target"]
+        to_target, energy = line["seconds_to_target"], line["mean_energy_joules"]
         rows.append(
             (
                 report.strategy,
@@ -120,9 +138,12 @@ def table(reports: Sequence[StrategyReport], target_accuracy: float) -> str:
                 f"{line['p95_round_seconds']:.2f}",
                 f"{line['redundancy']:.2f}",
                 f"{line['coverage']:.3f}",
+                "-" if energy is None else f"{energy:.1f}",
                 "not reached" if to_target is None else f"{to_target:.1f}",
             )
         )
+    if all(row[-2] == "-" for row in rows):  # no devices whose energy is counted
+        heads, rows = _without_energy(heads), [_without_energy(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = [heads, tuple("-" * width for width in widths), *rows]
     return "\n".join(
@@ -132,6 +153,17 @@ def table(reports: Sequence[StrategyReport], target_accuracy: float) -> str:
         )
         for line in lines
     )
+
+
+def _without_energy(line: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a line of the table without the last column but one."""
+    return (*line[:-2], line[-1])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that there are."""
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
 
 
 def write_report(

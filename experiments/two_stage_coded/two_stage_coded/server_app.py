@@ -17,6 +17,7 @@ from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded
 from flower_ext.strategies.coded_strategy import CodedStrategy
 from two_stage_coded.data import load_data, load_partitions
+from two_stage_coded.edge import make_network, make_scheduler
 from two_stage_coded.report import (
     RoundRecord,
     StrategyReport,
@@ -68,9 +69,14 @@ def make_strategy(name: str, settings: Settings) -> CodedStrategy:
         "seed": settings.seed,
         "fraction_evaluate": 0.0,
         "min_available_nodes": settings.num_nodes,
+        "network": make_network(settings),
     }
     if name == "two-stage":
-        return TwoStageCoded(stragglers=settings.stragglers, **common)
+        return TwoStageCoded(
+            stragglers=settings.stragglers,
+            scheduler=make_scheduler(settings),
+            **common,
+        )
     if name == "ignore-stragglers":
         return CodedFedAvg(
             code="uncoded",
@@ -134,6 +140,13 @@ def record_round(
             redundancy=measured["redundancy"],
             coverage=measured["coverage"],
             skipped=measured["skipped"],
+            energy_joules=measured.get("energy-joules"),
+            airtime_seconds=measured.get("airtime-seconds"),
+            battery_lowest_joules=measured.get("battery-lowest-joules"),
+            admitted=measured.get("admitted"),
+            backlog_mean=measured.get("backlog-mean"),
+            backlog_max=measured.get("backlog-max"),
+            fairness=measured.get("fairness"),
         )
     )
 

@@ -22,6 +22,8 @@ STRATEGIES = (
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 SPLITS = ("iid", "dirichlet")
 CLOCKS = ("virtual", "wall")
+SCHEDULERS = ("none", "lyapunov", "max-throughput", "round-robin", "random")
+SYNTHETIC = "synthetic"
 
 Value = str | int | float | bool
 
@@ -48,9 +50,17 @@ class Settings:
     upload_seconds: float
     straggler_probability: float
     straggler_slowdown: float
+    link_trace: str
+    shared_carrier: bool
+    device_profile: str
+    battery_joules: float
+    harvest_watts: float
+    scheduler: str
+    V: float
     dataset: str
     data_dir: str
     download: bool
+    train_examples: int
     split: str
     dirichlet_alpha: float
     learning_rate: float
@@ -110,6 +120,7 @@ class Settings:
             ("num_partitions", 1),
             ("batch_size", 1),
             ("local_epochs", 1),
+            ("train_examples", 0),
             ("seed", 0),
         ):
             value = getattr(self, name)
@@ -121,6 +132,9 @@ class Settings:
             ("upload_seconds", 0, math.inf, 0.1),
             ("straggler_probability", 0, 1, 0.1),
             ("straggler_slowdown", 1, math.inf, 8.0),
+            ("battery_joules", 0, math.inf, 55000.0),
+            ("harvest_watts", 0, math.inf, 0.5),
+            ("V", 1e-6, math.inf, 20.0),
             ("dirichlet_alpha", 1e-3, math.inf, 0.5),
             ("learning_rate", 0, math.inf, 0.1),
             ("target_accuracy", 0, 1, 0.9),
@@ -143,6 +157,7 @@ class Settings:
                 min(fits, key=lambda s: abs(s - self.stragglers)),
             )
         self._check_data()
+        self._check_edge()
 
     def _check_names(self) -> None:
         """Check the values that are names."""
@@ -150,6 +165,7 @@ class Settings:
             ("clock", CLOCKS),
             ("dataset", DATASETS),
             ("split", SPLITS),
+            ("scheduler", SCHEDULERS),
         ):
             value = getattr(self, name)
             if value not in allowed:
@@ -179,6 +195,24 @@ class Settings:
                 "your current folder. Set it by -c "
                 f'\'dataset="{self.dataset}" data-dir="/path/to/data"\', and add '
                 "download=true to let torchvision download the data there."
+            )
+
+    def _check_edge(self) -> None:
+        """Check the links and devices."""
+        if self.link_trace and self.clock != "virtual":
+            raise _refused(
+                "link_trace", self.link_trace, 'empty unless clock is "virtual"', ""
+            )
+        for name in ("link_trace", "device_profile"):
+            value = getattr(self, name)
+            for path in value.split(",") if value and value != SYNTHETIC else ():
+                if not Path(path.strip()).is_absolute():
+                    wanted = f'empty, "{SYNTHETIC}", or an absolute path'
+                    raise _refused(name, value, wanted, SYNTHETIC)
+        if (self.battery_joules or self.harvest_watts) and not self.device_profile:
+            raise InvalidInputError(
+                "Run-config keys 'battery-joules' and 'harvest-watts' need a "
+                "'device-profile'. Set one: -c 'device-profile=\"synthetic\"'."
             )
 
     @property

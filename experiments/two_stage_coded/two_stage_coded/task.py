@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from flower_ext.clients import BernoulliSlowdown, DelayModel, SpeedProfile
+from flower_ext.network import DeviceDelays
+from two_stage_coded.edge import make_devices
 from two_stage_coded.settings import Settings
 
 NUM_CLASSES = 10
@@ -86,14 +88,20 @@ def test(net: Net, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, f
 def delay_model(settings: Settings) -> DelayModel:
     """Return the delays of the nodes, the same for every strategy.
 
-    Nodes differ in speed (log-normal around ``partition-seconds``), and in every round
-    each is a straggler with ``straggler-probability``.
+    Nodes differ in speed (as the device profile says, else log-normal around
+    ``partition-seconds``), and in every round each is a straggler with
+    ``straggler-probability``. Uploads over traced links are the network's.
     """
-    rng = np.random.default_rng(settings.seed)
-    spread = rng.lognormal(0.0, settings.speed_sigma, settings.num_nodes)
-    speeds = SpeedProfile(
-        (settings.partition_seconds * spread).tolist(), upload=settings.upload_seconds
-    )
+    upload = 0.0 if settings.link_trace else settings.upload_seconds
+    devices = make_devices(settings)
+    if devices is not None:
+        speeds: DelayModel = DeviceDelays(devices, upload=upload)
+    else:
+        rng = np.random.default_rng(settings.seed)
+        spread = rng.lognormal(0.0, settings.speed_sigma, settings.num_nodes)
+        speeds = SpeedProfile(
+            (settings.partition_seconds * spread).tolist(), upload=upload
+        )
     return BernoulliSlowdown(
         probability=settings.straggler_probability,
         slowdown=settings.straggler_slowdown,
