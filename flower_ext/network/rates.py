@@ -7,6 +7,7 @@ experiment, sizes are in bytes and rates in bytes per second.
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -164,10 +165,7 @@ class TraceRate:
         times = np.asarray(self.times, np.float64)
         rates = np.asarray(self.bytes_per_second, np.float64)
         _check_samples(times, rates)
-        if not 0 <= self.offset < math.inf:
-            raise InvalidInputError(
-                f"offset must be finite and at least 0 seconds, got {self.offset}."
-            )
+        _check_offset(self.offset)
         lengths = np.diff(times)
         last = float(np.median(lengths)) if lengths.size else 1.0
         edges = np.append(times - times[0], times[-1] - times[0] + last)
@@ -182,19 +180,25 @@ class TraceRate:
         """How long the trace lasts before it starts again."""
         return self._edges[-1]
 
+    def shifted(self, offset: float) -> TraceRate:
+        """Return the trace with another ``offset``; both share one copy of it."""
+        _check_offset(offset)
+        other = copy.copy(self)
+        object.__setattr__(other, "offset", offset)
+        return other
+
     def at(self, t: float) -> float:
         """Return the rate of the sample that holds at ``t``."""
         check_span(t, t)
-        _, _, sample = self._place(t)
-        return self.bytes_per_second[sample]
+        phase = (t + self.offset) % self.seconds
+        return self.bytes_per_second[bisect_right(self._edges, phase) - 1]
 
     def bytes_between(self, start: float, end: float) -> float:
         """Return the exact integral over the samples."""
         check_span(start, end)
-        loop, phase, sample = self._place(start)
-        other_loop, other_phase, other_sample = self._place(end)
-        carried = self._up_to(other_phase, other_sample) - self._up_to(phase, sample)
-        return max(0.0, (other_loop - loop) * self._totals[-1] + carried)
+        loop, begun = self._carried(start)
+        other_loop, done = self._carried(end)
+        return max(0.0, (other_loop - loop) * self._totals[-1] + (done - begun))
 
     def seconds_for(self, size: float, at: float) -> float:
         """Return the exact inverse of the integral."""
@@ -202,29 +206,28 @@ class TraceRate:
         check_span(at, at)
         if size == 0:
             return 0.0
-        _, phase, sample = self._place(at)
-        target = size + self._up_to(phase, sample)
-        loops, rest = divmod(target, self._totals[-1])
+        totals, edges = self._totals, self._edges
+        target = size + self._carried(at)[1]
+        loops, rest = divmod(target, totals[-1])
         # What is missing after rounding must not wait for the end of a sample of 0.
         slack = _ROUNDING * target
         if rest <= slack and loops:
-            loops, rest = loops - 1, self._totals[-1]
-        index = max(1, bisect_left(self._totals, rest - slack))
+            loops, rest = loops - 1, totals[-1]
+        index = max(1, bisect_left(totals, rest - slack))
         begin = index - 1
         rate = self.bytes_per_second[begin]
-        part = (rest - self._totals[begin]) / rate if rate else 0.0
-        reached = min(self._edges[begin] + part, self._edges[index])
-        return max(0.0, loops * self.seconds + reached - phase)
+        part = (rest - totals[begin]) / rate if rate else 0.0
+        reached = min(edges[begin] + part, edges[index])
+        phase = (at + self.offset) % edges[-1]
+        return max(0.0, loops * edges[-1] + reached - phase)
 
-    def _place(self, t: float) -> tuple[float, float, int]:
-        """Return the loop of time ``t``, the seconds into it, and the sample there."""
-        loop, phase = divmod(t + self.offset, self.seconds)
-        return loop, phase, bisect_right(self._edges, phase) - 1
-
-    def _up_to(self, phase: float, sample: int) -> float:
-        """Integrate from the start of the trace to ``phase``, within ``sample``."""
+    def _carried(self, t: float) -> tuple[float, float]:
+        """Return the loop of time ``t`` and the bytes from its start until then."""
+        edges = self._edges
+        loop, phase = divmod(t + self.offset, edges[-1])
+        sample = bisect_right(edges, phase) - 1
         rate = self.bytes_per_second[sample]
-        return self._totals[sample] + rate * (phase - self._edges[sample])
+        return loop, self._totals[sample] + rate * (phase - edges[sample])
 
 
 def check_size(size: float) -> None:
@@ -246,6 +249,14 @@ def _check_rate(rate: float) -> None:
     if not 0 <= rate < math.inf:
         raise InvalidInputError(
             f"bytes_per_second must be finite and at least 0, got {rate}."
+        )
+
+
+def _check_offset(offset: float) -> None:
+    """Raise unless ``offset`` is one into a trace."""
+    if not 0 <= offset < math.inf:
+        raise InvalidInputError(
+            f"offset must be finite and at least 0 seconds, got {offset}."
         )
 
 

@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
@@ -38,6 +38,11 @@ class Trace:
     bytes_per_second : Sequence[float]
         The throughput of each sample, at least 0, not everywhere 0.
 
+    Attributes
+    ----------
+    rate : TraceRate
+        Replays the trace from its start.
+
     Raises
     ------
     InvalidInputError
@@ -47,16 +52,14 @@ class Trace:
     name: str
     times: Sequence[float]
     bytes_per_second: Sequence[float]
+    rate: TraceRate = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the samples and keep copies."""
         rate = TraceRate(self.times, self.bytes_per_second)
         object.__setattr__(self, "times", rate.times)
         object.__setattr__(self, "bytes_per_second", rate.bytes_per_second)
-
-    def rate(self, offset: float = 0.0) -> TraceRate:
-        """Return the rate that replays the trace, from ``offset`` seconds into it."""
-        return TraceRate(self.times, self.bytes_per_second, offset)
+        object.__setattr__(self, "rate", rate)
 
 
 def load_traces(path: str | PathLike[str]) -> list[Trace]:
@@ -177,15 +180,9 @@ def trace_links(
         raise InvalidInputError("traces must hold at least one trace.")
     check_seed(seed)
     generator = keyed_generator(seed, _LINK_DRAW)
-    rates = [traces[index].rate() for index in deal(len(traces), count, generator)]
+    rates = [traces[index].rate for index in deal(len(traces), count, generator)]
     return [
-        Link(
-            TraceRate(
-                rate.times, rate.bytes_per_second, generator.uniform(0, rate.seconds)
-            ),
-            rtt=rtt,
-            loss=loss,
-        )
+        Link(rate.shifted(generator.uniform(0, rate.seconds)), rtt=rtt, loss=loss)
         for rate in rates
     ]
 
