@@ -223,11 +223,7 @@ class SharedCarrier:
             else:
                 still_active.append(upload)
         while self._waiting and self._waiting[0][0] <= time:
-            upload = heapq.heappop(self._waiting)[2]
-            if upload.size > 0:
-                still_active.append(upload)
-            else:
-                self._sent(upload, time)
+            still_active.append(heapq.heappop(self._waiting)[2])
         self._active = still_active
         self._event = time
         self._ending = None
