@@ -177,12 +177,17 @@ class Random(_Baseline):
 
     def restore(self, state: Mapping[str, Floats]) -> None:
         """Continue from a :meth:`state`; see :meth:`Scheduler.restore`."""
+        kind = type(self._rng.bit_generator).__name__
         try:
             text = bytes(np.asarray(state["generator"]).astype(np.uint8)).decode()
-            self._rng.bit_generator.state = json.loads(text)
-        except (KeyError, TypeError, ValueError) as error:
+            generator = json.loads(text)
+            fits = generator["bit_generator"] == kind
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
             raise InvalidInputError(
-                "The state's array 'generator' is missing or is not that of a "
-                f"{type(self._rng.bit_generator).__name__} generator ({error!r})."
-            ) from error
+                f"The state's array 'generator' is missing, or not that of a {kind}: "
+                f"restore into a scheduler whose rng is of the same kind."
+            )
         super().restore(state)
+        self._rng.bit_generator.state = generator

@@ -207,14 +207,25 @@ class Scheduler(Protocol):
     ) -> None:
         """Correct what the last step assumed by what has really happened.
 
+        Every call starts from the decision again: what it does not name is as decided,
+        whatever an earlier call for the same slot has said.
+
         Parameters
         ----------
         admitted : ndarray of shape (workers,), optional
-            Units really admitted in the last slot, in place of those decided.
+            Units really admitted in the last slot, in place of those decided; never
+            more than those, or batteries could be overdrawn.
         served : ndarray of shape (workers,), optional
-            Units really sent, in place of those that the shares could carry.
+            Units really sent, in place of those that the shares could carry; at least
+            0. The energy of sending stays as decided.
         battery : ndarray of shape (workers,), optional
-            Joules measured at the end of the slot; nan where nothing was measured.
+            Joules measured at the end of the slot, in [0, capacity]; nan where nothing
+            was measured; ignored on mains.
+
+        Raises
+        ------
+        InvalidInputError
+            If there was no step since :meth:`begin`, or an array is out of range.
         """
         ...
 

@@ -54,6 +54,11 @@ def time_shared(weight: Floats, backlog: Floats, rates: Floats) -> Floats:
     >>> time_shared(np.array([1.0, 3.0, -1.0]), np.full(3, 2.0), np.array([4.0, 8, 8]))
     array([0.5 , 0.25, 0.  ])
     """
+    best = int(weight.argmax())
+    if weight[best] > 0 and backlog[best] >= rates[best]:
+        shares = np.zeros(len(rates))
+        shares[best] = 1.0
+        return shares
     worth = (weight > 0).nonzero()[0]
     order = worth[(-weight[worth]).argsort(kind="stable")]
     return in_order(order, backlog, rates)
@@ -108,8 +113,8 @@ def ofdma(
     and with the noise of half a band only, more than half the units.
 
     >>> one = np.ones(1)
-    >>> [a.tolist() for a in ofdma(one, 9 * one, 2 * one, 3 * one, 0 * one)]
-    [[1.0], [1.0], [2.0]]
+    >>> [a.round(9) for a in ofdma(one, 9 * one, 2 * one, 3 * one, 0 * one)]
+    [array([1.]), array([1.]), array([2.])]
     >>> two = np.ones(2)
     >>> x, q, units = ofdma(two, 9 * two, 2 * two, 3 * two, 0 * two)
     >>> np.round(x, 6).tolist(), q.tolist(), np.round(units, 3).tolist()
@@ -221,7 +226,7 @@ class _Band:
             ratio = math.log(high.price / low.price)
             part = 0.5 if slow else left / (left - right)
             price = low.price * math.exp(min(max(part, 1e-4), 1 - 1e-4) * ratio)
-            tie = 0 < len(joins) and (slow or len(joins) < 4)
+            tie = len(joins) > 0 and (slow or len(joins) < 4)
             if tie:
                 i = len(joins) // 2 if slow else int(joins.searchsorted(price))
                 price = float(joins[min(i, len(joins) - 1)])
