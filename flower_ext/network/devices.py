@@ -45,8 +45,8 @@ def load_flash(
     A phone of score b trains on a partition in ``seconds_per_partition * (median /
     b) ** exponent`` seconds. Scores span 212 to 76,206, a factor of 360, because the
     high ones are those of accelerators for inference, of which training on the CPU has
-    nothing. The square root leaves a factor of 19 between the extremes and of about 3
-    between the quartiles: what benchmarks of the CPUs themselves show.
+    nothing. The square root is a choice, not a measurement: it keeps the order of the
+    phones and leaves a factor of 19 between the extremes, of 3 between the quartiles.
 
     Parameters
     ----------
