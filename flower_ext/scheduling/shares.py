@@ -87,7 +87,7 @@ def ofdma(
     and e^t·h(t), and what remains is the price at which the bands sum to 1. It is
     bracketed, and searched for by regula falsi on logarithms and by trying the prices
     at which somebody joins in with a whole band at once. Whoever is undecided at the
-    last price gets what is left. The value is within 1e-9 of the best, relatively.
+    last price gets what is left. The value is within 1e-7 of the best, relatively.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ class _Band:
         x[i] = np.minimum(self.snr[i] / np.expm1(self.water[i]), self.enough[i])
         return _Demand(demand.price, x, float(x.sum()))
 
-    def clear(self, goal: float = 1.0, accuracy: float = 1e-9) -> _Demand:
+    def clear(self, goal: float = 1.0, accuracy: float = 1e-7) -> _Demand:
         """Return bands that sum to `goal`, at most 1; to less if nobody wants more.
 
         Their value falls short of the best by `accuracy` of it at most.
@@ -217,18 +217,18 @@ class _Band:
         # Regula falsi on log(total/goal) over log(price), Anderson and Bjorck's: an end
         # that stays has its height reduced, so that both ends close in.
         left, right = _height(low, goal), _height(high, goal)
-        slow, stays = False, 0
+        slow, stays = 0, 0  # steps in a row that gained little
         for _ in range(200):
             # The value is at least price·goal: this bounds what remains to be gained.
             excess = (low.total - high.total) / goal
             if (1 - low.price / high.price) * excess <= accuracy:
                 break
             ratio = math.log(high.price / low.price)
-            part = 0.5 if slow else left / (left - right)
+            part = 0.5 if slow > 1 else left / (left - right)
             price = low.price * math.exp(min(max(part, 1e-4), 1 - 1e-4) * ratio)
-            tie = len(joins) > 0 and (slow or len(joins) < 4)
+            tie = len(joins) > 0 and (slow > 0 or len(joins) < 4)
             if tie:
-                i = len(joins) // 2 if slow else int(joins.searchsorted(price))
+                i = len(joins) // 2 if slow > 1 else int(joins.searchsorted(price))
                 price = float(joins[min(i, len(joins) - 1)])
             elif not low.price < price < high.price:
                 break
@@ -250,7 +250,8 @@ class _Band:
             first, last = joins.searchsorted([low.price, high.price])
             first += int(first < len(joins) and joins[first] == low.price)
             joins = joins[first:last]
-            slow = math.log(high.price / low.price) > 0.7 * ratio
+            little = math.log(high.price / low.price) > 0.7 * ratio
+            slow = slow + 1 if little else 0
         spread = low.total - high.total
         part = (goal - high.total) / spread if spread > 0 else 1.0
         return _Demand(high.price, high.x + part * (low.x - high.x), goal)
@@ -269,10 +270,12 @@ class _Band:
         # A sample's price is near; then step away from it, ever faster.
         each = slice(None, None, count // _SAMPLE)
         sample = _Band(*(array[each] for array in self.given))
-        price = sample.clear(goal * len(sample.snr) / count, 1e-4).price
+        price = sample.clear(goal * len(sample.snr) / count, 1e-2).price
         tried = self.wanted(price)
         up = tried.total > goal
-        floor, ratio = price * _NOTHING, 1.01
+        # About far enough if the bands halve where the price doubles.
+        ratio = 1.01 * math.exp(min(1.25 * abs(_height(tried, goal)), 1.0))
+        floor = price * _NOTHING
         while True:
             before = tried
             price = before.price * ratio if up else before.price / ratio
