@@ -8,6 +8,9 @@ around the plan counts, that of drawing the delays does not.
 ``python experiments/cost.py decode`` decodes 40 coded replies of a 10-million-parameter
 float32 model into the new global arrays, in turn with one weighted average of the same
 arrays by Flower's own ``aggregate_arrayrecords``.
+
+``python experiments/cost.py schedule`` lets the Lyapunov scheduler decide slots for
+10,000 workers, half of them on batteries that harvest, on both kinds of carrier.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import statistics
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +30,18 @@ from round_time import Delays, Setting, drive
 
 from flower_ext.coding import CyclicRepetition, decode
 from flower_ext.coding.two_stage import TwoStagePlan
+from flower_ext.scheduling import (
+    CARRIERS,
+    LyapunovScheduler,
+    Observation,
+    WorkerLimits,
+)
 from flower_ext.scheduling.history import CompletionHistory
 from flower_ext.strategies.averaging import apply_replies
 from flower_ext.strategies.fleet import Fleet
 
 DECODE_BAR = 0.7  # of the time of Flower's own average
+SCHEDULE_BAR = 0.010  # seconds for one slot
 BAR = 0.5  # CPU seconds for planning one round
 FLEET = Setting(
     workers=1000, partitions=4000, straggler_probability=0.1, slow_down=10.0
@@ -160,6 +171,61 @@ def run_decode(args: argparse.Namespace) -> list[dict[str, object]]:
     ]
 
 
+def run_schedule(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure and print the CPU time of one slot of the Lyapunov scheduler."""
+    entries: list[dict[str, object]] = []
+    print(
+        f"CPU milliseconds for one slot of {args.workers} workers (at most "
+        f"{SCHEDULE_BAR * 1e3:.0f} on the median)"
+    )
+    print(f"{'carrier':>11} {'median':>7} {'max':>7} {'sending':>7}")
+    for carrier in CARRIERS:
+        rng = np.random.default_rng(args.seed)
+        count = args.workers
+        rates, snr = (
+            rng.uniform(1, 3, count) * count / 8,
+            10 ** rng.uniform(0, 3, count),
+        )
+        transmit, compute = rng.uniform(0.5, 2, count), rng.uniform(0.1, 0.5, count)
+        mains = np.arange(count) % 2 == 0
+        full = np.where(mains, np.inf, 1e12)
+        scheduler = LyapunovScheduler(v=10.0, carrier=carrier)
+        fleet = WorkerLimits(rates, np.ones(count), transmit, compute, full, full, snr)
+        scheduler.begin(fleet)
+        # Batteries as far below the threshold as they are after many slots.
+        battery = np.where(mains, np.inf, scheduler.theta - rng.uniform(0, 20, count))
+        scheduler.begin(replace(fleet, battery=battery))
+        seconds, sending = [], []
+        for slot in range(args.slots + args.warm_up):
+            seen = Observation(
+                rates * rng.random(count),
+                rng.random(count),
+                0.3 * rng.random(count),
+                snr * rng.uniform(0.1, 1, count),
+            )
+            begun = time.process_time()
+            decision = scheduler.step(seen)
+            if slot >= args.warm_up:
+                seconds.append(time.process_time() - begun)
+                sending.append(np.count_nonzero(decision.shares))
+        entry = {
+            "measurement": "schedule",
+            "carrier": carrier,
+            "workers": count,
+            "median_cpu_seconds": statistics.median(seconds),
+            "max_cpu_seconds": max(seconds),
+            "mean_sending": float(np.mean(sending)),
+            "bar": SCHEDULE_BAR,
+        }
+        entries.append(entry)
+        print(
+            f"{carrier:>11} {entry['median_cpu_seconds'] * 1e3:>7.2f} "
+            f"{entry['max_cpu_seconds'] * 1e3:>7.2f} {entry['mean_sending']:>7.0f}",
+            flush=True,
+        )
+    return entries
+
+
 def _record(arrays: dict[str, np.ndarray]) -> ArrayRecord:
     return ArrayRecord({n: Array(a.astype(np.float32)) for n, a in arrays.items()})
 
@@ -176,7 +242,14 @@ def main() -> None:
     decoding.add_argument("--replies", type=int, default=40)
     decoding.add_argument("--repeats", type=int, default=5)
     decoding.set_defaults(run=run_decode)
-    for command in (plan, decoding):
+    schedule = commands.add_parser("schedule", help="one slot of a large fleet")
+    schedule.add_argument("--workers", type=int, default=10_000)
+    schedule.add_argument(
+        "--warm-up", type=int, default=50, help="slots before it counts"
+    )
+    schedule.add_argument("--slots", type=int, default=100, help="slots that count")
+    schedule.set_defaults(run=run_schedule)
+    for command in (plan, decoding, schedule):
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
