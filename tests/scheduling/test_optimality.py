@@ -19,7 +19,7 @@ from flower_ext.scheduling import (
 
 Floats = NDArray[np.float64]
 
-VALUES = (2.0, 5.0, 20.0)
+VALUES = (2.0, 5.0, 15.0)
 
 
 @dataclass(frozen=True)
