@@ -285,12 +285,8 @@ def rayleigh_upload(
     >>> round(upload.mean, 3)
     4.9
     """
-    for name, value in (
-        ("size", size),
-        ("bandwidth", bandwidth),
-        ("snr", snr),
-        ("least_rate", least_rate),
-    ):
+    channel = {"bandwidth": bandwidth, "snr": snr, "least_rate": least_rate}
+    for name, value in {"size": size, **channel}.items():
         if not (math.isfinite(value) and value > 0):
             raise InvalidInputError(f"{name} must be positive and finite, got {value}.")
     bits, longest = 8.0 * size, 8.0 * size / least_rate
@@ -320,6 +316,10 @@ def _arrival(worker: WorkerTimes, load: int) -> Arrival:
         return Arrival(np.zeros(1), np.ones(1), np.zeros(1))
     compute, upload = worker.compute(load), worker.upload
     first, second = compute.quantile(_LEVELS), upload.quantile(_LEVELS)
+    if _is_constant(first) and _is_constant(second):
+        end = first[-1] + second[-1]
+        step = np.array([np.nextafter(end, 0.0), end])  # between any other times
+        return Arrival(step, np.arange(2.0), first[-1] * np.arange(2.0))
     # Two times that grow together leave no tail of the sum out.
     times = np.unique(first + second)
     if _is_constant(second):
@@ -338,11 +338,9 @@ def _arrival(worker: WorkerTimes, load: int) -> Arrival:
         known = upload.cdf(np.maximum(times[:, None] - nodes, 0.0))
         known[times[:, None] < nodes] = 0.0
         probability, computed = known @ masses, known @ (masses * nodes)
-    if len(times) == 1:  # a reply that is never early or late
-        return Arrival(times, np.ones(1), first[-1:])
     probability[-1] = 1.0
     return Arrival(times, probability, computed)
 
 
 def _is_constant(quantiles: Floats) -> bool:
-    return bool(quantiles[-1] - quantiles[0] <= 1e-9 * quantiles[-1])
+    return bool(np.ptp(quantiles) <= 1e-9 * quantiles[-1])

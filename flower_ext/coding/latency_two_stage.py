@@ -51,7 +51,7 @@ __all__ = ["balanced_loads", "two_stage"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_POINTS = 1024
+_POINTS = 2048
 
 
 def balanced_loads(workers: Sequence[WorkerTimes], partitions: int) -> Ints:

@@ -26,6 +26,7 @@ from flower_ext.coding import (
 from flower_ext.coding.gradient_code import GradientCode
 from flower_ext.coding.latency import RoundLatency, cyclic, fractional, uncoded
 from flower_ext.coding.latency_choice import best_for_deadline, best_two_stage
+from flower_ext.coding.latency_late import Chunk, Component
 from flower_ext.coding.latency_times import (
     Duration,
     WorkerTimes,
@@ -224,6 +225,14 @@ def test_loads_need_not_be_equal() -> None:
     assert balanced_loads(workers, 4).tolist() == [3, 1]
 
 
+def test_groups_of_a_fractional_code_may_differ_in_size() -> None:
+    latency = fractional([make_worker(1.0, 0.0)] * 4, partitions=5, stragglers=1)
+
+    assert latency.time.mean == pytest.approx(3.0)
+    assert latency.known_by(2.5) == pytest.approx(2 / 5)
+    assert latency.work == 2.0
+
+
 # -- two stages -----------------------------------------------------------------------
 
 
@@ -269,6 +278,29 @@ def test_two_stage_rounds_are_as_drawn(
         assert line.worst < 0.05, (share, redundancy, line.values)
         split = latency.computation + latency.transmission
         assert split == pytest.approx(latency.time.mean)
+
+
+def test_known_partitions_are_those_of_jobs_first_and_then_of_free_chunks() -> None:
+    """Jobs {0, 1} and {2}, chunks {0} and {1, 2}: all sixteen cases."""
+    chances = (0.5, 0.3, 0.6, 0.8)
+    jobs = [(np.array([p]), np.zeros(1)) for p in chances[:2]]
+    rows = [[(np.array([p]), np.zeros(1))] for p in chances[2:]]
+    component = Component(
+        [2, 1], jobs, [Chunk(1, [0], rows[0]), Chunk(2, [0, 1], rows[1])]
+    )
+
+    total = 0.0
+    for here in itertools.product((False, True), repeat=4):
+        first, second, left, right = here
+        known = 2 * first + second
+        known += left * (not first) + 2 * right * (not (first or second))
+        if left and right:
+            known = 3
+        total += known * math.prod(
+            p if h else 1 - p for p, h in zip(chances, here, strict=True)
+        )
+
+    assert component.known()[0] == pytest.approx(total)
 
 
 def test_without_a_second_stage_it_is_uncoded() -> None:
