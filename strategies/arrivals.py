@@ -37,6 +37,9 @@ __all__ = [
 ]
 
 
+_OUTDATED = 1e-3  # weight of a reply to a round that is over, beside shares of it
+
+
 @dataclass(frozen=True)
 class Sent:
     """A message that was pushed and not answered yet.
@@ -111,6 +114,13 @@ class Arrivals(ABC):
             del self._sent[sent.message_id]
             self._poller.drop(sent.message_id)
         return over
+
+    def outdate(self) -> None:
+        """Tell that replies under way have lost their use, and may come last.
+
+        It changes something only where a carrier is simulated.
+        """
+        return
 
     def _pull(self, timeout: float) -> tuple[Sent, Message] | None:
         found = self._poller.get(timeout)
@@ -261,6 +271,11 @@ class NetworkArrivals(VirtualArrivals):
         assert isinstance(number, int)  # as added below
         self._now = max(self._now, at)
         return self._uploading.pop(number)._replace(at=self._now)
+
+    def outdate(self) -> None:
+        """Leave replies under way what the replies of the next round do not use."""
+        for number in self._uploading:
+            self._carrier.reweight(number, _OUTDATED)
 
     def _schedule(self, number: int, sent: Sent, message: Message) -> None:
         """Let a reply be computed, then uploaded."""

@@ -527,6 +527,10 @@ class StagedGrid(Grid):
         late, self._late = self._late, []
         return late
 
+    def outdate(self) -> None:
+        """Tell that the replies still under way have lost their use."""
+        self._arrivals.outdate()
+
     def place(self, node_id: int) -> int:
         """Return which of the simulated links and devices is a node's."""
         worker = self.fleet[node_id].worker if node_id in self.fleet else -1

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord
 
+from flower_ext.coding.contention import Airtime
 from flower_ext.coding.gradient_code import check_count
 from flower_ext.coding.payload import payload_dtype
 from flower_ext.coding.plan import RoundPlan
 from flower_ext.coding.two_stage import TwoStageOptions, TwoStagePlan
+from flower_ext.network.rates import Rate
 from flower_ext.scheduling.round_scheduler import (
     Admission,
     Candidate,
@@ -25,6 +27,8 @@ from flower_ext.strategies.fleet import Node
 from flower_ext.strategies.staged_grid import StagedGrid
 
 __all__ = ["BATTERY_KEY", "TwoStageCoded"]
+
+_RECENT = 10.0  # seconds over which a simulated link is observed
 
 BATTERY_KEY = "battery-joules"
 """The train function's metric that tells what is in its node's battery, joules."""
@@ -118,6 +122,7 @@ class TwoStageCoded(CodedStrategy):
         rng: np.random.Generator,
     ) -> RoundPlan:
         """Return a two-stage plan."""
+        admission = self._admission
         return TwoStagePlan(
             partitions,
             idle,
@@ -126,7 +131,10 @@ class TwoStageCoded(CodedStrategy):
             rng,
             deadline=self.deadline,
             options=self.options,
-            limits=None if self._admission is None else self._admission.limits,
+            limits=None if admission is None else admission.limits,
+            airtime=None
+            if admission is None
+            else Airtime(admission.airtime, admission.shares, admission.download),
         )
 
     def _admit(
@@ -140,21 +148,18 @@ class TwoStageCoded(CodedStrategy):
         if self.scheduler is None:
             return {}
         count = grid.fleet.num_partitions
+        size = sum(len(array.data) for array in arrays.values())
         candidates = [
-            self._candidate(grid, node, grid.fleet.holdings(node, count))
+            self._candidate(grid, node, grid.fleet.holdings(node, count), size)
             for node in grid.fleet.nodes
         ]
         self._admission = self.scheduler.begin_round(
             candidates, partitions, _reply_bytes(arrays)
         )
-        self.history.announce(
-            server_round,
-            {} if self._admission is None else self._admission.upload_seconds,
-        )
         return {} if self._admission is None else self._admission.shares
 
     def _candidate(
-        self, grid: StagedGrid, node: Node, holdings: Collection[int]
+        self, grid: StagedGrid, node: Node, holdings: Collection[int], size: int
     ) -> Candidate:
         """Return what the scheduler may know of a node."""
         assert self.scheduler is not None
@@ -163,10 +168,16 @@ class TwoStageCoded(CodedStrategy):
         place = grid.place(node.node_id)
         link, device = self.network.link(place), self.network.device(place)
         slot = self.scheduler.slot
+        if device is not None and device.seconds_per_partition > 0:
+            self.history.declare(node.node_id, device.seconds_per_partition)
         return Candidate(
             node.node_id,
             holdings,
-            rate=None if link is None else link.up.at(grid.now) * (1 - link.loss),
+            rate=None if link is None else _recent_rate(link.up, link.loss, grid.now),
+            download=None
+            if link is None
+            else link.rtt
+            + size / max(_recent_rate(link.down, link.loss, grid.now), 1.0),
             harvest=device.harvest_joules(grid.now, grid.now + slot) if device else 0.0,
             device=device,
         )
@@ -175,6 +186,7 @@ class TwoStageCoded(CodedStrategy):
         """Tell the scheduler what came of its decisions."""
         if self.scheduler is None:
             return {}
+        grid.outdate()  # the next round's shares are for that round's replies
         size = _reply_bytes(done.arrays)
         for key, (_, summary) in done.replies.items():
             node_id = done.plan.dispatches[key].worker
@@ -190,7 +202,7 @@ class TwoStageCoded(CodedStrategy):
         if grid.ledger is not None:
             for node_id, place in nodes.items():
                 self.scheduler.measured_battery(node_id, grid.ledger.level(place))
-        told = self.scheduler.end_round(done.elapsed)
+        told = self.scheduler.end_round()
         if told is None:
             return {}
         workers = sorted(told.admitted, key=lambda n: nodes.get(n, n))
@@ -205,6 +217,15 @@ class TwoStageCoded(CodedStrategy):
         if told.battery:
             measured["battery-lowest-joules"] = min(told.battery.values())
         return measured
+
+
+def _recent_rate(rate: Rate, loss: float, now: float) -> float:
+    """Return the useful bytes per second that a link has carried of late."""
+    since = max(now - _RECENT, 0.0)
+    mean = rate.at(now)
+    if now > since:
+        mean = rate.bytes_between(since, now) / (now - since)
+    return (1 - loss) * mean
 
 
 def _reply_bytes(arrays: ArrayRecord) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flower_ext.coding.allocation import allocate, balance
+from flower_ext.coding.contention import Airtime
 from flower_ext.coding.forecast import completion_if_stopped
 from flower_ext.coding.incremental import IncrementalDecoder
 from flower_ext.coding.plan import LEAST_DEADLINE, Dispatch, RoundPlan
@@ -36,7 +37,8 @@ Ints = NDArray[np.int64]
 _STOPS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.75, 0.83, 0.9, 0.95, 0.98)
 _MOST_SCENARIOS, _FEWEST_SCENARIOS = 128, 16
 _REVISE = 0.8  # T₁ is revised when jobs have shrunk, or workers grown, by this factor
-_PATIENCE = 1.5  # stage two is looked after this much later than 90 % predicts
+_DUE = 0.8  # by this quantile of its time, a worker that is no straggler is done
+_PATIENCE = 1.5  # stage two is looked after this much later than that
 _TICK = 1e-3  # seconds; the plan is never woken twice within less
 _SILENT_WAKES = 1  # T₁ is not put off more often than this without a reply
 _COLD_PATIENCE = 3.0  # without history, act this many times later than the last reply
@@ -94,6 +96,10 @@ class TwoStagePlan(RoundPlan):
         Source of the resampling.
     options : TwoStageOptions, optional
         Parameters of the plan.
+    airtime : Airtime, optional
+        What replies need of a carrier that all share, for the admitted workers. Where
+        it is known, only as many workers compute as shorten the round, and uploads are
+        expected to take what it says.
 
     Examples
     --------
@@ -129,8 +135,11 @@ class TwoStagePlan(RoundPlan):
         deadline: float | None = None,
         options: TwoStageOptions | None = None,
         limits: Mapping[int, int] | None = None,
+        airtime: Airtime | None = None,
     ) -> None:
         super().__init__(partitions, idle, history, server_round, deadline, limits)
+        self._airtime = airtime
+        self._expected: dict[int, float] = {}  # upload seconds told to the history
         self.options = options or TwoStageOptions()
         self._rng = rng
         self._cold = len(history) == 0
@@ -203,10 +212,21 @@ class TwoStagePlan(RoundPlan):
         """Share partitions uncoded among the idle workers."""
         workers = list(self._idle)
         seconds, overhead = self.history.typical(workers, self.server_round)
-        holdings = [self._idle[w] for w in workers]
         seconds = np.maximum(seconds, 1e-9)
         limits = self._room(workers, partitions)
-        jobs = allocate(partitions, holdings, seconds, overhead, limits)
+        if self._airtime and partitions and self._all_hold(workers, partitions):
+            loads, uploads = self._airtime.share_out(
+                workers, len(partitions), seconds, limits
+            )
+            ends = np.cumsum(loads)
+            jobs = [
+                partitions[end - load : end]
+                for end, load in zip(ends, loads, strict=True)
+            ]
+            self._expect(dict(zip(workers, uploads.tolist(), strict=True)))
+        else:
+            holdings = [self._idle[w] for w in workers]
+            jobs = allocate(partitions, holdings, seconds, overhead, limits)
         self._wait_for_workers(set(partitions).difference(*jobs))
         return [
             self._dispatch(worker, 1, job, [1.0] * len(job), at)
@@ -220,6 +240,32 @@ class TwoStagePlan(RoundPlan):
         if self.stage_two_at is None:
             return self._share(lost, at)
         return self._spread(lost, at)
+
+    def _all_hold(self, workers: list[int], wanted: Collection[int]) -> bool:
+        """Return whether there are workers, and each holds all of the partitions."""
+        distinct = {id(held): held for held in (self._idle[w] for w in workers)}
+        return bool(workers) and all(set(wanted) <= set(h) for h in distinct.values())
+
+    def _expect(self, uploads: Mapping[int, float]) -> None:
+        """Tell the history what uploads should take."""
+        self._expected |= {w: s for w, s in uploads.items() if s > 0}
+        self.history.announce(self.server_round, self._expected)
+
+    def _crew(self, workers: list[int], wanted: list[int]) -> list[int]:
+        """Return who of the idle should share a carrier, and expect what that costs."""
+        if self._airtime is None:
+            return workers
+        if self._all_hold(workers, wanted):
+            seconds, _ = self.history.typical(workers, self.server_round)
+            redundancy = min(self.options.max_stage_two_redundancy, len(workers) - 1)
+            chosen = self._airtime.crew(
+                workers, len(wanted), np.maximum(seconds, 1e-9), redundancy
+            )
+            workers = [workers[i] for i in chosen]
+        sending = {self.dispatches[k].worker for k in self.outstanding}
+        taken = self._airtime.upload_seconds(sorted(sending.union(workers)))
+        self._expect({w: taken[w] for w in workers})
+        return workers
 
     def _room(self, workers: list[int], wanted: list[int]) -> Ints | None:
         """Return how many partitions idle workers may be given, so that all fit in."""
@@ -404,15 +450,18 @@ class TwoStagePlan(RoundPlan):
 
     def _spread(self, lost: list[int], at: float) -> list[Dispatch]:
         """Spread partitions, coded, over the idle workers."""
-        workers = self._able(set(lost))
-        held = [self._idle[w] for w in workers]
+        able = self._able(set(lost))
         reach = set(lost).intersection(
-            itertools.chain.from_iterable({id(h): h for h in held}.values())
+            itertools.chain.from_iterable(
+                {id(h): h for h in (self._idle[w] for w in able)}.values()
+            )
         )
         self._wait_for_workers(set(lost) - reach)
         missing = [p for p in lost if p in reach]
         if not missing:
             return []
+        workers = self._crew(able, missing)
+        held = [self._idle[w] for w in workers]
         limits = self._room(workers, missing)
         size = self._scenarios(len(workers))
         proven = np.array([w in self._replied for w in workers])
@@ -444,7 +493,7 @@ class TwoStagePlan(RoundPlan):
             cost = self._cost(time, float(load.sum()))
             if best is None or cost < best_cost:
                 best, best_cost = spread, cost
-                best_late = float(np.quantile(done[:, load > 0].max(axis=1), 0.9))
+                best_late = float(np.quantile(done[:, load > 0], _DUE, axis=0).max())
         assert best is not None  # redundancy 0 always spreads what is within reach
         self._reinforce_from = math.ceil(len(self._holdings) / _REVISE)
         look = at + max(_PATIENCE * (best_late - at), _TICK)

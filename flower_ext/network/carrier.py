@@ -167,6 +167,30 @@ class SharedCarrier:
                 return upload.job, time
             self._pass_event(time)
 
+    def reweight(self, job: Hashable, weight: float) -> None:
+        """Change the weight of an upload from :attr:`now` on.
+
+        Parameters
+        ----------
+        job : Hashable
+            An upload in progress; nothing changes for one that is sent already.
+        weight : float
+            Its new weight, finite and above 0.
+
+        Raises
+        ------
+        InvalidInputError
+            If the weight is out of range, or no such upload is in progress.
+        """
+        if not 0 < weight < math.inf:
+            raise InvalidInputError(f"weight must be finite and > 0, got {weight}.")
+        if job not in self._jobs:
+            raise InvalidInputError(f"No upload {job!r} is in progress.")
+        self._pass_event(self._now)
+        for upload in itertools.chain(self._active, (w[2] for w in self._waiting)):
+            if upload.job == job:
+                upload.weight = float(weight)
+
     def airtime(self, job: Hashable) -> float:
         """Return the seconds of the whole carrier that a completed job used.
 

@@ -108,12 +108,7 @@ class EnergyLedger:
         device = self.network.device(worker)
         if device is None:
             return math.inf
-        if worker not in self._levels:
-            full = device.battery_joules is None
-            self._levels[worker] = (
-                device.capacity_joules if full else float(device.battery_joules or 0.0)
-            )
-        return self._levels[worker]
+        return self._levels.setdefault(worker, device.battery_joules)
 
     def spend(self, worker: int, compute_seconds: float, airtime: float) -> None:
         """Charge a worker for seconds of computing and of the whole carrier."""

@@ -57,16 +57,18 @@ class _Baseline(QueueScheduler):
     ) -> NDArray[np.int64]:
         """Return who sends, first to last; `ready` have a backlog and energy."""
 
-    def _decide(self, rates: Floats, offered: Floats, snr: Floats) -> Plan:
+    def _decide(
+        self, rates: Floats, offered: Floats, waiting: Floats, snr: Floats
+    ) -> Plan:
         """Admit what there is room and energy for, and send in the rule's order."""
         most = self._fleet().max_admission
         slot = self._transmit + self._compute * most
         powered = self._battery >= slot
         room = self._backlog < self.backlog_slots * most
         admitted = np.where(powered & room, offered, 0.0)
-        ready = np.flatnonzero(powered & (self._backlog > 0) & (rates > 0))
+        ready = np.flatnonzero(powered & (waiting > 0) & (rates > 0))
         order = self._order(ready, rates, len(rates))
-        shares = in_order(order, self._backlog, rates)
+        shares = in_order(order, waiting, rates)
         return Plan(admitted, np.zeros(len(rates)), shares, shares, rates * shares)
 
 

@@ -128,6 +128,7 @@ class CompletionHistory:
         self._cache: _Tables | None = None
         self._new_records = 0
         self._round = 0
+        self._declared: dict[int, float] = {}
         self._announced: dict[int, float] = {}
         self._announced_round = 0
 
@@ -144,6 +145,28 @@ class CompletionHistory:
             ]
         self._round = 0
         self.announce(0, {})
+
+    def declare(self, worker: int, seconds: float) -> None:
+        """Tell how long a partition takes a worker, as far as nothing is recorded.
+
+        Parameters
+        ----------
+        worker : int
+            The worker.
+        seconds : float
+            Seconds per partition, finite and positive.
+
+        Raises
+        ------
+        InvalidInputError
+            If the seconds are out of range.
+        """
+        if not 0 < seconds < np.inf:
+            raise InvalidInputError(
+                f"The seconds declared for worker {worker} must be positive and "
+                f"finite, got {seconds}."
+            )
+        self._declared[worker] = seconds
 
     def announce(self, server_round: int, overhead: Mapping[int, float]) -> None:
         """Tell what replies of a round will cost beyond computing, where that is known.
@@ -300,6 +323,8 @@ class CompletionHistory:
             for i, worker in enumerate(workers):
                 overhead[i] = self._announced.get(worker, overhead[i])
         for i, worker in enumerate(workers):
+            if not known[i] and worker in self._declared:
+                seconds[i] = self._declared[worker]
             records = self._workers.get(worker)
             if records and records[-1].server_round == server_round:
                 seconds[i] = _slow_for_now(records[-1], seconds[i])

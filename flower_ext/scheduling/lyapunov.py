@@ -206,7 +206,9 @@ class LyapunovScheduler(QueueScheduler):
         admitted = np.square(limits.max_admission).sum()
         return float((sent + admitted + 0.5 * np.square(spent).sum()) / self.v)
 
-    def _decide(self, rates: Floats, offered: Floats, snr: Floats) -> Plan:
+    def _decide(
+        self, rates: Floats, offered: Floats, waiting: Floats, snr: Floats
+    ) -> Plan:
         """Apply the rule to one slot."""
         limits = self._fleet()
         price = np.maximum(self._theta - self._battery, 0.0)
@@ -216,9 +218,9 @@ class LyapunovScheduler(QueueScheduler):
         pressure = np.minimum(self._backlog, self._backlog_bound)
         cost = price * self._transmit
         if self.carrier == "ofdma":
-            sent = ofdma(pressure, self._backlog, rates, snr, cost)
+            sent = ofdma(pressure, waiting, rates, snr, cost)
             return Plan(admitted, auxiliary, *sent)
-        shares = time_shared(pressure * rates - cost, self._backlog, rates)
+        shares = time_shared(pressure * rates - cost, waiting, rates)
         return Plan(admitted, auxiliary, shares, shares, rates * shares)
 
     def _thresholds(self, limits: WorkerLimits) -> Floats:

@@ -85,8 +85,13 @@ class QueueScheduler(ABC):
         self._last: _Slot | None = None
 
     @abstractmethod
-    def _decide(self, rates: Floats, offered: Floats, snr: Floats) -> Plan:
-        """Decide for one slot; `snr` is empty on a time-shared carrier."""
+    def _decide(
+        self, rates: Floats, offered: Floats, waiting: Floats, snr: Floats
+    ) -> Plan:
+        """Decide for one slot, in which so much of the backlogs can be sent.
+
+        `snr` is empty on a time-shared carrier.
+        """
 
     def begin(
         self, limits: WorkerLimits, keep: NDArray[np.int64] | None = None
@@ -137,7 +142,11 @@ class QueueScheduler(ABC):
                     "worker."
                 )
             snr = self._checked("snr", observation.snr, limits.max_snr, _TINY)
-        plan = self._decide(rates, offered, snr)
+        waiting = self._backlog
+        if observation.sendable is not None:
+            sendable = self._checked("sendable", observation.sendable, _FINITE)
+            waiting = np.minimum(waiting, sendable)
+        plan = self._decide(rates, offered, waiting, snr)
         admitted, auxiliary, shares, powers, service = plan
         for array in plan:
             array.flags.writeable = False

@@ -1,13 +1,13 @@
 """A scheduler of slots, applied to the rounds of a federation.
 
-A slot is a round. A unit of data is one reply that carries a fair share of the round's
-partitions, K over the number of workers. What a scheduler has admitted to a worker's
-backlog is what the worker may be given partitions for; what arrives from it leaves the
-backlog; and the workers that it gives a share of the carrier are the ones that take
-part. Rates are bytes per second, measured from replies where nobody knows them.
+A slot is a round, a unit of data one reply. In every round each worker is offered one
+more; what a scheduler has admitted waits in the worker's backlog, and the workers that
+it gives a share of the carrier take part in the round. Whoever takes part may be given
+so many partitions, in both stages together, and uses up a unit of its backlog, whether
+the plan has work for it or not. Rates are bytes per second, measured from replies where
+nobody knows them.
 
-The first round is everybody's unless the length of a slot is given: from it come the
-first rates, and its length is the slot.
+Where rates must be measured, the first round is everybody's.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ __all__ = ["Admission", "Candidate", "RoundScheduler", "RoundStatistics"]
 Floats = NDArray[np.float64]
 
 _FORGET = 0.7  # how much of the rate's old estimate survives a new measurement
+_PRIMING = 8  # slots before the first round
 _SPARE = 4.0  # a rate may grow so many times beyond the first one seen
 _MAINS = Device(
     seconds_per_partition=1.0, compute_watts=0.0, transmit_watts=0.0
@@ -54,6 +55,8 @@ class Candidate:
         Bytes per second that it could send now with the whole carrier to itself, where
         that is known. Otherwise it is measured from replies, taking it that those who
         took part in a round shared the carrier equally.
+    download : float, optional
+        Seconds that its download takes, where that is known.
     harvest : float (default: 0.0)
         Joules that it could harvest in a slot from now.
     device : Device, optional
@@ -63,6 +66,7 @@ class Candidate:
     worker: int
     holdings: Collection[int]
     rate: float | None = None
+    download: float | None = None
     harvest: float = 0.0
     device: Device | None = None
 
@@ -77,15 +81,16 @@ class Admission:
         Partitions that each worker may be given, by worker; others take no part.
     shares : dict[int, float]
         Shares of the carrier of the same workers, summing to 1.
-    upload_seconds : dict[int, float]
-        What a reply should take to upload, seconds: with those shares where the
-        worker's rate was given; with an equal one where it was measured, since then
-        nobody enforces shares.
+    airtime : dict[int, float]
+        Seconds of the whole carrier that a reply of each takes.
+    download : dict[int, float]
+        Seconds that the download takes each of whom that is known.
     """
 
     limits: dict[int, int]
     shares: dict[int, float]
-    upload_seconds: dict[int, float]
+    airtime: dict[int, float]
+    download: dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,9 @@ class RoundStatistics:
     Parameters
     ----------
     admitted : dict[int, float]
-        Units admitted in the round, by worker.
+        Replies admitted in the round, by worker.
     backlog : dict[int, float]
-        Units that wait, after the round.
+        Replies that wait, after the round.
     fairness : float
         Jain's index of the data served since the run began, in (0, 1].
     battery : dict[int, float]
@@ -115,10 +120,10 @@ class _Known:
     """What is remembered of a worker."""
 
     rate: float = math.nan  # bytes per second with the whole carrier
-    served: float = 0.0  # units since the run began
-    arrived: int = 0  # partitions in this round
+    participants: int = 1  # who took part in its last round
+    delivered: float = 0.0  # partitions since the run began
+    arrived: int = 0  # replies in this round
     battery: float = math.nan  # joules, measured in this round
-    participants: int = 1  # who shared the carrier in its last round
 
 
 @dataclass
@@ -130,10 +135,12 @@ class RoundScheduler:
     scheduler : Scheduler
         Decides about slots; its carrier must be time-shared.
     slot_seconds : float, optional
-        The length of a slot, finite and positive; by default the first round's.
-    max_admission : float (default: 4.0)
-        A_max: fair shares of the partitions that a worker may be given in a round, at
-        least 1. 1 makes all workers do the same; large values let fast ones do more.
+        The length of a slot, finite and positive; by default the time in which, at the
+        first rates known, everybody could send one reply.
+    max_load : float (default: 8.0)
+        How many times its fair share, K partitions over the number of workers, a
+        worker may be given in a round; at least 1. 1 makes all workers do the same,
+        large values let fast ones do more.
 
     Raises
     ------
@@ -143,12 +150,15 @@ class RoundScheduler:
 
     scheduler: Scheduler
     slot_seconds: float | None = None
-    max_admission: float = 4.0
+    max_load: float = 8.0
     _fleet: dict[int, int] = field(default_factory=dict, repr=False)
     _known: dict[int, _Known] = field(default_factory=dict, repr=False)
     _slot: float = field(default=math.nan, repr=False)
     _fair: float = field(default=1.0, repr=False)
     _decision: Decision | None = field(default=None, repr=False)
+    _taking_part: NDArray[np.bool_] = field(
+        default_factory=lambda: np.zeros(0, dtype=bool), repr=False
+    )
     _limits: WorkerLimits | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -173,9 +183,9 @@ class RoundScheduler:
                     f"{self.slot_seconds}."
                 )
             self._slot = self.slot_seconds
-        if not 1 <= self.max_admission < math.inf:
+        if not 1 <= self.max_load < math.inf:
             raise InvalidInputError(
-                f"max_admission must be at least 1, got {self.max_admission}."
+                f"max_load must be at least 1, got {self.max_load}."
             )
 
     @property
@@ -213,52 +223,59 @@ class RoundScheduler:
             If the scheduler refuses the fleet, for example because a battery is too
             small for its V.
         """
+        rates = self._rates(candidates)
+        self._decision = None
+        if rates is None:
+            return None
+        if math.isnan(self._slot):
+            self._slot = float(np.sum(reply_bytes / np.maximum(rates, 1e-9)))
+        self._fair = len(partitions) / len(candidates)
+        wanted = set(partitions)
+        held = [wanted.intersection(c.holdings) for c in candidates]
+        able = np.array([bool(h) for h in held])
+        units = self._enlist(candidates, rates * self._slot / reply_bytes)
+        backlog = self.scheduler.backlog
+        self._decision = self.scheduler.step(
+            Observation(
+                rates=units,
+                offered=able.astype(float),
+                harvest=np.array([c.harvest for c in candidates]),
+                sendable=np.ones(len(candidates)),
+            )
+        )
+        taking_part = (self._decision.shares > 0) & able
+        self._cover(taking_part, backlog * units, held, len(partitions))
+        self._taking_part = taking_part
+        # What nobody asked for is shared equally, also with those who only help out.
+        count = max(int(taking_part.sum()), 1)
+        spare = max(1.0 - float(self._decision.shares[taking_part].sum()), 1e-3)
+        shares = np.where(taking_part, self._decision.shares + spare / count, 0.0)
+        shares /= max(float(shares.sum()), 1e-300)
+        admission = Admission({}, {}, {}, {})
+        for i in map(int, np.flatnonzero(taking_part)):
+            worker, share = candidates[i].worker, float(shares[i])
+            known = self._known[worker]
+            known.participants = int(taking_part.sum())
+            admission.limits[worker] = math.ceil(self.max_load * self._fair)
+            admission.shares[worker] = share
+            admission.airtime[worker] = float(reply_bytes / max(rates[i], 1e-9))
+            download = candidates[i].download
+            if download is not None:
+                admission.download[worker] = download
+        return admission
+
+    def _rates(self, candidates: Sequence[Candidate]) -> Floats | None:
+        """Return rates in bytes per second; None where none is known."""
         for candidate in candidates:
             known = self._known.setdefault(candidate.worker, _Known())
             known.arrived, known.battery = 0, math.nan
             known.participants = len(candidates)
-            if candidate.rate is not None and candidate.rate > 0:
+            if candidate.rate is not None:
                 known.rate = candidate.rate
         rates = np.array([self._known[c.worker].rate for c in candidates])
-        self._decision = None
-        if math.isnan(self._slot) or np.isnan(rates).all():
+        if np.isnan(rates).all():
             return None
-        rates[np.isnan(rates)] = np.nanmedian(rates)
-        self._fair = len(partitions) / len(candidates)
-        wanted = set(partitions)
-        held = [wanted.intersection(c.holdings) for c in candidates]
-        units = self._enlist(candidates, rates * self._slot / reply_bytes)
-        most = self.max_admission
-        observation = Observation(
-            rates=units,
-            offered=np.array([most if h else 0.0 for h in held]),
-            harvest=np.array([c.harvest for c in candidates]),
-        )
-        backlog = self.scheduler.backlog
-        self._decision = self.scheduler.step(observation)
-        weights = backlog * units
-        taking_part = (self._decision.shares > 0) & [bool(h) for h in held]
-        self._cover(taking_part, weights, held, len(partitions))
-        if not taking_part.any():
-            return Admission({}, {}, {})
-        bounds = np.where(backlog > 0, np.minimum(backlog, most), most)
-        # Whoever helps out without a share of its own is given a middling one.
-        shares = np.where(taking_part, self._decision.shares, 0.0)
-        granted = shares[shares > 0]
-        shares[taking_part & (shares == 0)] = granted.mean() if len(granted) else 1.0
-        shares /= shares.sum()
-        admission = Admission({}, {}, {})
-        for i in map(int, np.flatnonzero(taking_part)):
-            worker, share = candidates[i].worker, float(shares[i])
-            self._known[worker].participants = int(taking_part.sum())
-            admission.limits[worker] = math.ceil(bounds[i] * self._fair)
-            admission.shares[worker] = share
-            if candidates[i].rate is None:
-                share = 1.0 / int(taking_part.sum())
-            admission.upload_seconds[worker] = float(
-                reply_bytes / (max(rates[i], 1e-9) * share)
-            )
-        return admission
+        return np.where(np.isnan(rates), np.nanmedian(rates), rates)
 
     def replied(
         self, worker: int, partitions: int, upload_seconds: float, reply_bytes: int
@@ -277,23 +294,20 @@ class RoundScheduler:
             Its size.
         """
         known = self._known.setdefault(worker, _Known())
-        known.arrived += partitions
+        known.arrived += 1
+        known.delivered += partitions
         if upload_seconds > 0:
-            measured = reply_bytes * known.participants / upload_seconds
-            old = measured if math.isnan(known.rate) else known.rate
-            known.rate = old**_FORGET * measured ** (1 - _FORGET)
+            speed = reply_bytes / upload_seconds
+            # Not by its share, which nothing enforces where rates must be measured: a
+            # small share would then look like a fast link, and be made smaller yet.
+            known.rate = _updated(known.rate, speed * known.participants)
 
     def measured_battery(self, worker: int, joules: float) -> None:
         """Tell what is in a worker's battery, joules, at the end of the round."""
         self._known.setdefault(worker, _Known()).battery = joules
 
-    def end_round(self, elapsed: float) -> RoundStatistics | None:
+    def end_round(self) -> RoundStatistics | None:
         """Settle the queues by what has happened in the round.
-
-        Parameters
-        ----------
-        elapsed : float
-            Seconds that the round took.
 
         Returns
         -------
@@ -301,13 +315,10 @@ class RoundScheduler:
             None where the round was everybody's.
         """
         if self._decision is None:
-            if math.isnan(self._slot) and elapsed > 0:
-                self._slot = elapsed
             return None
         known = [self._known[worker] for worker in self._fleet]
-        served = np.array([k.arrived for k in known]) / self._fair
-        for entry, units in zip(known, served, strict=True):
-            entry.served += float(units)
+        arrived = np.array([k.arrived for k in known])
+        served = np.maximum(arrived, self._taking_part)
         assert self._limits is not None
         measured = np.array([k.battery for k in known])
         measured[np.isinf(self._limits.capacity)] = math.nan
@@ -317,7 +328,7 @@ class RoundScheduler:
         return RoundStatistics(
             dict(zip(self._fleet, self._decision.admitted.tolist(), strict=True)),
             dict(zip(self._fleet, self.scheduler.backlog.tolist(), strict=True)),
-            jains_index(np.array([k.served for k in known])),
+            jains_index(np.array([k.delivered for k in known])),
             {
                 w: float(battery[i])
                 for w, i in self._fleet.items()
@@ -348,43 +359,35 @@ class RoundScheduler:
     ) -> WorkerLimits:
         devices = [c.device or _MAINS for c in candidates]
         # Faster than this, a link never delays anybody's replies.
-        ample = 4.0 * len(candidates) * self.max_admission
+        ample = 4.0 * len(candidates)
         max_rate = np.clip(_SPARE * units, 1e-6, ample)
         if self._limits is not None:
             old = keep >= 0
             max_rate[old] = self._limits.max_rate[keep[old]]
         capacity = np.array([d.capacity_joules for d in devices])
-        charge = np.array(
-            [
-                d.capacity_joules if d.battery_joules is None else d.battery_joules
-                for d in devices
-            ]
-        )
-        unit_seconds = [d.seconds_per_partition * self._fair for d in devices]
+        most = self.max_load * self._fair
         return WorkerLimits(
             max_rate=max_rate,
-            max_admission=np.full(len(candidates), self.max_admission),
+            max_admission=np.ones(len(candidates)),
             transmit_energy=np.array([d.transmit_joules(self._slot) for d in devices]),
             compute_energy=np.array(
-                [
-                    d.compute_joules(seconds)
-                    for d, seconds in zip(devices, unit_seconds, strict=True)
-                ]
+                [d.compute_joules(d.seconds_per_partition * most) for d in devices]
             ),
             capacity=capacity,
-            battery=charge,
+            battery=np.array([d.battery_joules for d in devices]),
         )
 
     def _prime(self, candidates: Sequence[Candidate], units: Floats) -> None:
-        """Let the first data into the backlogs, from which the first round is served.
+        """Let the queues find their level before the first round.
 
-        A scheduler serves what was admitted in slots before. Nothing is sent, computed
-        or harvested in these.
+        A scheduler serves what was admitted in slots before. In these all that waits
+        is served, and nothing is spent or harvested.
         """
         assert self._limits is not None
         charge = self.scheduler.battery
         charge[np.isinf(charge)] = math.nan
-        for _ in range(2):
+        for _ in range(_PRIMING):
+            backlog = self.scheduler.backlog
             self.scheduler.step(
                 Observation(
                     rates=np.minimum(units, self._limits.max_rate),
@@ -392,7 +395,7 @@ class RoundScheduler:
                     harvest=np.zeros(len(candidates)),
                 )
             )
-            self.scheduler.settle(served=np.zeros(len(candidates)), battery=charge)
+            self.scheduler.settle(served=backlog, battery=charge)
 
     def _cover(
         self,
@@ -408,11 +411,12 @@ class RoundScheduler:
         """
         assert self._limits is not None
         spare = self.scheduler.battery >= (
-            self._limits.transmit_energy
-            + self._limits.compute_energy * self._limits.max_admission
+            self._limits.transmit_energy + self._limits.compute_energy
         )
-        room = math.ceil(self.max_admission * self._fair)
-        covered: set[int] = set().union(*(held[i] for i in np.flatnonzero(taking_part)))
+        room = math.ceil(self.max_load * self._fair)
+        covered: set[int] = set().union(
+            *(held[i] for i in map(int, np.flatnonzero(taking_part)))
+        )
         wanted = set().union(*held)
         places = room * int(taking_part.sum())
         for i in map(int, np.argsort(-weights, kind="stable")):
@@ -424,3 +428,12 @@ class RoundScheduler:
                 taking_part[i] = True
                 covered |= set(held[i])
                 places += room
+
+
+def _updated(old: float, measured: float) -> float:
+    """Return the geometric moving average of measurements."""
+    if math.isnan(old):
+        return measured
+    return math.exp(
+        _FORGET * math.log(old) + (1 - _FORGET) * math.log(max(measured, 1e-300))
+    )

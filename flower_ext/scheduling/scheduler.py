@@ -124,12 +124,16 @@ class Observation:
     snr : ndarray, optional
         Signal-to-noise ratio over the whole band at full power, in (0, max_snr].
         Needed on an OFDMA carrier only.
+    sendable : ndarray, optional
+        Units of its backlog that each worker could send in this slot at most, finite,
+        at least 0; by default all of it.
     """
 
     rates: Floats
     offered: Floats
     harvest: Floats
     snr: Floats | None = None
+    sendable: Floats | None = None
 
 
 @dataclass(frozen=True)

@@ -114,14 +114,13 @@ def test_rounds_under_a_scheduler_are_exact_and_measured(
     )
     assert_exact(federation(6, app=steady(coded_client)).run(strategy, 5), rounds=5)
 
-    assert "admitted" not in strategy.round_metrics[1]  # everybody's, to measure a slot
-    for server_round in range(2, 6):
+    for server_round in range(1, 6):
         metrics = strategy.round_metrics[server_round]
         admitted = cast(list[float], metrics["admitted-per-worker"])
         assert len(admitted) == 6
         assert sum(admitted) == scalar(metrics, "admitted")
         assert 0 <= scalar(metrics, "backlog-mean") <= scalar(metrics, "backlog-max")
-        assert scalar(metrics, "backlog-max") <= 10.0 + 2 * 4.0  # Vφ′(0) + 2 A_max
+        assert scalar(metrics, "backlog-max") <= 10.0 + 2 * 1.0  # Vφ′(0) + 2 A_max
         assert 1 / 6 <= scalar(metrics, "fairness") <= 1
     last = strategy.round_metrics[5]
     spent = sum(scalar(m, "energy-joules") for m in strategy.round_metrics.values())
@@ -181,7 +180,7 @@ def test_the_scheduler_bounds_partitions_in_both_stages(
     fastest = {}
     for name, scheduler in (
         ("alone", None),
-        ("bounded", RoundScheduler(LyapunovScheduler(v=5.0), max_admission=2.0)),
+        ("bounded", RoundScheduler(LyapunovScheduler(v=5.0), max_load=2.0)),
     ):
         strategy = virtual(
             scheduler=scheduler,
@@ -202,7 +201,7 @@ def test_the_scheduler_bounds_partitions_in_both_stages(
     assert max(fastest["bounded"]) <= 2
 
 
-def test_shares_add_up_and_say_how_long_uploads_take(
+def test_shares_add_up_and_airtime_is_that_of_the_links(
     federation: type[Federation], coded_client: Client
 ) -> None:
     strategy = virtual(
@@ -221,9 +220,8 @@ def test_shares_add_up_and_say_how_long_uploads_take(
 
     assert all(sum(a.shares.values()) == pytest.approx(1.0) for a in admissions)
     for admission in admissions:
-        for node, seconds in admission.upload_seconds.items():
-            full = REPLY / (2 * REPLY / 1.0)
-            assert seconds == pytest.approx(full / admission.shares[node])
+        for seconds in admission.airtime.values():
+            assert seconds == pytest.approx(REPLY / (2 * REPLY / 1.0))
 
 
 @pytest.mark.parametrize("scheduler", [MaxThroughput, RoundRobin])
@@ -263,7 +261,7 @@ def test_on_the_wall_clock_rates_are_measured_and_batteries_reported(
     rates = {node: known.rate for node, known in scheduler._known.items()}
     assert rates[100] < min(rates[n] for n in range(101, 106))
     lowest = scalar(strategy.round_metrics[4], "battery-lowest-joules")
-    assert 900.0 <= lowest <= 905.0
+    assert 890.0 <= lowest <= 905.0  # spent since it was last measured, at most
 
 
 def test_a_battery_too_small_for_v_says_which_v_it_allows(
@@ -283,10 +281,10 @@ def test_bad_schedulers_and_networks_are_refused() -> None:
         TwoStageCoded(scheduler=cast(Any, "lyapunov"))
     with pytest.raises(InvalidInputError, match="time-shared"):
         TwoStageCoded(scheduler=LyapunovScheduler(carrier="ofdma"))
-    with pytest.raises(InvalidInputError, match="slot_seconds .* got -1"):
+    with pytest.raises(InvalidInputError, match=r"slot_seconds .* got -1"):
         RoundScheduler(LyapunovScheduler(), slot_seconds=-1)
-    with pytest.raises(InvalidInputError, match=r"max_admission .* got 0\.5"):
-        RoundScheduler(LyapunovScheduler(), max_admission=0.5)
+    with pytest.raises(InvalidInputError, match=r"max_load .* got 0\.5"):
+        RoundScheduler(LyapunovScheduler(), max_load=0.5)
     with pytest.raises(InvalidInputError, match="network must be"):
         TwoStageCoded(network=cast(Any, [Link(1.0)]))
     with pytest.raises(InvalidInputError, match="clock='virtual'"):
