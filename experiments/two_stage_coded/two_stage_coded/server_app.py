@@ -29,6 +29,7 @@ from two_stage_coded.task import delay_model, make_net
 from two_stage_coded.task import test as test_net
 
 NODES_TIMEOUT = 10.0  # seconds
+NO_DEADLINE = 1e6  # seconds
 
 app = ServerApp()
 
@@ -74,6 +75,7 @@ def make_strategy(name: str, settings: Settings) -> CodedStrategy:
     if name == "two-stage":
         return TwoStageCoded(
             stragglers=settings.stragglers,
+            redundancy_price=settings.redundancy_price,
             scheduler=make_scheduler(settings),
             **common,
         )
@@ -84,6 +86,8 @@ def make_strategy(name: str, settings: Settings) -> CodedStrategy:
             min_coverage=0.0,
             **common,
         )
+    if settings.clock == "virtual":  # nobody sits it out: let rounds be complete
+        common["deadline"] = NO_DEADLINE
     return CodedFedAvg(code=name, stragglers=settings.stragglers, **common)
 
 

@@ -55,6 +55,7 @@ class Settings:
     device_profile: str
     battery_joules: float
     harvest_watts: float
+    redundancy_price: float
     scheduler: str
     V: float
     dataset: str
@@ -134,6 +135,7 @@ class Settings:
             ("straggler_slowdown", 1, math.inf, 8.0),
             ("battery_joules", 0, math.inf, 55000.0),
             ("harvest_watts", 0, math.inf, 0.5),
+            ("redundancy_price", 0, math.inf, 0.2),
             ("V", 1e-6, math.inf, 20.0),
             ("dirichlet_alpha", 1e-3, math.inf, 0.5),
             ("learning_rate", 0, math.inf, 0.1),
