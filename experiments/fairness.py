@@ -334,17 +334,17 @@ def measure(fleet: Fleet, frontier: Frontier, seed: int) -> list[Point]:
     return points
 
 
-def at_index(points: Sequence[Point], family: str, index: float) -> float | None:
-    """Return a family's throughput at an index, on the chord between two neighbours.
+def around(points: Sequence[Point], family: str, index: float) -> list[Point]:
+    """Return a family's two points next to an index, one on each side of it.
 
-    None if its points do not lie on both sides. Where the frontier bends down, as it
-    does, a chord is below it: no favour.
+    Empty if its points do not lie on both sides.
     """
-    line = sorted((p.jain, p.throughput) for p in points if p.family == family)
-    jains, throughputs = zip(*line, strict=True) if line else ((), ())
-    if not line or not jains[0] <= index <= jains[-1]:
-        return None
-    return float(np.interp(index, jains, throughputs))
+    mine = [p for p in points if p.family == family]
+    below = [p for p in mine if p.jain < index]
+    above = [p for p in mine if p.jain >= index]
+    if not below or not above:
+        return []
+    return [max(below, key=lambda p: p.jain), min(above, key=lambda p: p.jain)]
 
 
 def draw(
@@ -383,8 +383,8 @@ def draw(
             )
         panel.set_title(f"seed {seed}")
         panel.set_xlabel("Jain's index of served data")
-        panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
+    np.atleast_1d(row)[0].set_ylim(bottom=0)  # of all panels
     np.atleast_1d(row)[0].set_ylabel("throughput (replies per slot)")
     np.atleast_1d(row)[0].legend(fontsize=8, loc="lower left")
     figure.tight_layout()
@@ -408,25 +408,29 @@ def write_csv(
             table.writerow((p.seed, p.family, parameter, p.jain, p.throughput, p.ratio))
 
 
-def promise(points: Sequence[Point], frontiers: dict[int, Frontier]) -> bool:
-    """Print what became of the promise; return whether it was kept."""
-    print(f"\nat Jain's index {INDEX:g}, throughput as a share of the frontier's:")
+def promise(points: Sequence[Point], seeds: Sequence[int]) -> bool:
+    """Print what became of the promise; return whether it was kept.
+
+    A seed's ratio is the worse one of the two points around the index, each against
+    the frontier at its own index: nothing is interpolated.
+    """
+    print(f"\naround Jain's index {INDEX:g}, the worse one of two neighbours:")
     kept = False
     for family in ("mean-variance", "alpha-fair"):
         ratios = []
-        for seed, frontier in frontiers.items():
-            mine = [p for p in points if p.seed == seed]
-            reached = at_index(mine, family, INDEX)
-            best = frontier.throughput(INDEX)
-            if reached is None:
+        for seed in seeds:
+            both = around([p for p in points if p.seed == seed], family, INDEX)
+            if not both:
                 print(f"  {family}, seed {seed}: not between its points")
                 continue
-            ratios.append(reached / best)
+            worse = min(both, key=lambda p: p.ratio)
+            ratios.append(worse.ratio)
             print(
-                f"  {family}, seed {seed}: {reached:.3f} of {best:.3f}, "
-                f"ratio {ratios[-1]:.4f}"
+                f"  {family}, seed {seed}: Jain {worse.jain:.3f}, throughput "
+                f"{worse.throughput:.3f} of {worse.frontier:.3f}, ratio "
+                f"{worse.ratio:.4f}"
             )
-        if len(ratios) < len(frontiers):
+        if len(ratios) < len(seeds):
             print(f"{family}: cannot be told for every seed, promised {BAR:g}: missed")
             continue
         mean, least = statistics.mean(ratios), min(ratios)
@@ -488,7 +492,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         frontiers[seed] = Frontier(fleet)
         points += measure(fleet, frontiers[seed], seed)
     lines = {s: [(j, f.throughput(j)) for j in GRID] for s, f in frontiers.items()}
-    promise(points, frontiers)
+    promise(points, list(frontiers))
     args.out.mkdir(parents=True, exist_ok=True)
     write_csv(args.out / "fairness.csv", points, lines)
     draw(args.out / "fairness.png", points, lines)
