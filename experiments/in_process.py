@@ -152,7 +152,9 @@ def make_app(train: ClientAppCallable) -> CodedClientApp:
 
 
 def make_grid(
-    settings: Settings, run_config: dict[str, Any], train: ClientAppCallable | None = None
+    settings: Settings,
+    run_config: dict[str, Any],
+    train: ClientAppCallable | None = None,
 ) -> InProcessGrid:
     """Return the federation of the app's settings.
 
