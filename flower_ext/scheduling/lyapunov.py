@@ -58,7 +58,9 @@ bound nothing. In OFDMA it loses at most ΣQ(R − Q)⁺ ≤ Σr²/4 and ½ΣR²
 A stationary policy that knows all distributions reaches the optimum φ* with the three
 sums at most −Vφ*, so summing ΔL over T slots gives Σφ(γ̄) ≥ φ* − B/V − L(0)/(VT), and
 γ̄ exceeds what is served on average by at most (Q + H)/T: the long-run gap is at most
-B/V, with backlogs that grow like V.
+B/V, with backlogs that grow like V. Where an observation says how much of a backlog is
+sendable, the choices of a slot are fewer, the bounds on Q and E stay, and φ* is the
+optimum of policies that keep to it as well.
 
 Q and E enter L side by side, so one joule weighs as much as one unit. Give energies in
 multiples of something of the order of one transmission if they are far from it.
