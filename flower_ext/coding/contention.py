@@ -62,6 +62,12 @@ class Airtime:
                         f"{name} of worker {worker} must be positive and finite, got "
                         f"{value}."
                     )
+        for worker, value in self.before.items():
+            if not 0 <= value < np.inf:
+                raise InvalidInputError(
+                    f"before of worker {worker} must be at least 0 and finite, got "
+                    f"{value}."
+                )
 
     def upload_seconds(self, workers: Sequence[int]) -> dict[int, float]:
         """Return how long replies take beyond computing, all uploads begun at once.
@@ -163,6 +169,11 @@ class Airtime:
                 best_time = time
                 best = np.zeros(len(workers), dtype=np.int64)
                 best[crew] = loads
+        # Whole partitions can be too coarse to stagger.
+        balanced = balance(work, seconds, before + air, most)
+        sent = _sent(before + balanced * seconds, air, balanced > 0)
+        if sent.max() < best_time:
+            best = balanced
         computed = best * seconds
         return best, _sent(before + computed, air, best > 0) - computed
 
