@@ -112,15 +112,14 @@ class EnergyLedger:
 
     def spend(self, worker: int, compute_seconds: float, airtime: float) -> None:
         """Charge a worker for seconds of computing and of the whole carrier."""
+        device = self.network.device(worker)
+        if device is not None:
+            joules = device.compute_joules(compute_seconds)
+            joules += device.transmit_joules(airtime)
+            self.spent += joules
+            self._levels[worker] = self.level(worker) - joules
         self.compute_seconds += compute_seconds
         self.airtime += airtime
-        device = self.network.device(worker)
-        if device is None:
-            return
-        joules = device.compute_joules(compute_seconds)
-        joules += device.transmit_joules(airtime)
-        self.spent += joules
-        self._levels[worker] = self.level(worker) - joules
 
     def harvest(self, workers: Sequence[int], until: float) -> None:
         """Let workers harvest what there was since the last call, as far as it fits."""
