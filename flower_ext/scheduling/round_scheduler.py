@@ -136,7 +136,7 @@ class RoundScheduler:
         Decides about slots; its carrier must be time-shared.
     slot_seconds : float, optional
         The length of a slot, finite and positive; by default the time in which, at the
-        first rates known, everybody could send one reply.
+        first rates known, everybody whose link is not dead could send one reply.
     max_load : float (default: 8.0)
         How many times its fair share, K partitions over the number of workers, a
         worker may be given in a round; at least 1. 1 makes all workers do the same,
@@ -228,7 +228,10 @@ class RoundScheduler:
         if rates is None:
             return None
         if math.isnan(self._slot):
-            self._slot = float(np.sum(reply_bytes / np.maximum(rates, 1e-9)))
+            alive = rates[rates > 0]
+            if not len(alive):
+                return None
+            self._slot = float(np.sum(reply_bytes / alive))
         self._fair = len(partitions) / len(candidates)
         wanted = set(partitions)
         held = [wanted.intersection(c.holdings) for c in candidates]
@@ -422,7 +425,7 @@ class RoundScheduler:
         for i in map(int, np.argsort(-weights, kind="stable")):
             if covered >= wanted and places >= count:
                 break
-            if taking_part[i] or not spare[i]:
+            if taking_part[i] or not spare[i] or not held[i]:
                 continue
             if covered >= wanted or not covered.issuperset(held[i]):
                 taking_part[i] = True
@@ -431,8 +434,8 @@ class RoundScheduler:
 
 
 def _updated(old: float, measured: float) -> float:
-    """Return the geometric moving average of measurements."""
-    if math.isnan(old):
+    """Return the geometric moving average of measurements above 0."""
+    if not old > 0:
         return measured
     return math.exp(
         _FORGET * math.log(old) + (1 - _FORGET) * math.log(max(measured, 1e-300))
