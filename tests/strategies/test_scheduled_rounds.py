@@ -17,6 +17,7 @@ from flower_ext.scheduling import (
     RoundRobin,
     RoundScheduler,
 )
+from flower_ext.scheduling.round_scheduler import Admission
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded
 
 if TYPE_CHECKING:
@@ -208,18 +209,20 @@ def test_shares_add_up_and_airtime_is_that_of_the_links(
         scheduler=RoundScheduler(RoundRobin(), slot_seconds=10.0),
         network=EdgeNetwork(links=links(1.0)),
     )
-    admissions = []
+    admissions: list[Admission] = []
     begin = strategy.scheduler.begin_round  # type: ignore[union-attr]
 
     def recorded(*args: Any) -> Any:
-        admissions.append(begin(*args))
-        return admissions[-1]
+        admission = begin(*args)
+        assert admission is not None
+        admissions.append(admission)
+        return admission
 
     strategy.scheduler.begin_round = recorded  # type: ignore[union-attr, method-assign]
     federation(6, app=steady(coded_client)).run(strategy, 6)
 
-    assert all(sum(a.shares.values()) == pytest.approx(1.0) for a in admissions)
     for admission in admissions:
+        assert sum(admission.shares.values()) == pytest.approx(1.0)
         for seconds in admission.airtime.values():
             assert seconds == pytest.approx(REPLY / (2 * REPLY / 1.0))
 
