@@ -1,7 +1,8 @@
 """Time and energy to a target accuracy on measured links and phones.
 
-Two-stage rounds under the Lyapunov scheduler, uncoded FedAvg, and every one-stage code
-for one to three stragglers train the same model on MNIST, over the same links and
+First, rounds of every one-stage code for one to three stragglers are timed without
+training, to find the fastest two. Then these, two-stage rounds under the Lyapunov
+scheduler and uncoded FedAvg train the same model on MNIST, over the same links and
 phones with the same stragglers, until it reaches the target. The strategies, the
 client app, the training and the simulated network are the real ones; Flower's runtime
 is left out (see ``in_process.py``). Uploads share one carrier. Energy counts all work,
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
-from in_process import make_grid, run_config
+from in_process import make_grid, run_config, untrained
 from two_stage_coded.data import load_data
 from two_stage_coded.server_app import make_strategy
 from two_stage_coded.settings import SYNTHETIC, Settings
@@ -36,11 +37,8 @@ from two_stage_coded.task import test as test_net
 
 TWO_STAGE, UNCODED = "two-stage", "uncoded"
 CODES = ("cyclic", "fractional", "heterogeneity-aware")
-SCHEMES = (
-    (TWO_STAGE, 1),
-    (UNCODED, 0),
-    *((code, stragglers) for code in CODES for stragglers in (1, 2, 3)),
-)
+TIMED_ROUNDS = 10
+TRAINED_CODES = 2
 MOST_ROUNDS = 40
 
 
@@ -61,7 +59,27 @@ class TargetReached(Exception):  # noqa: N818 - no error: it ends the training
     """The target accuracy is reached."""
 
 
-def train(task: tuple[str, int, int, dict[str, str | int | float]]) -> Result:
+Task = tuple[str, int, int, dict[str, str | int | float]]
+
+
+def time_rounds(task: Task) -> float:
+    """Return the mean seconds of a scheme's rounds, without training."""
+    scheme, stragglers, seed, changes = task
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    config = run_config(seed=seed, stragglers=stragglers, strategies=scheme, **changes)
+    settings = Settings.from_run_config(config)
+    strategy = make_strategy(scheme, settings)
+    net = make_net(load_data(settings.dataset, settings.data_dir).train_images)
+    strategy.start(
+        make_grid(settings, config, untrained),
+        ArrayRecord(net.state_dict()),
+        num_rounds=TIMED_ROUNDS,
+    )
+    rounds = strategy.round_metrics.values()
+    return float(np.mean([r["elapsed-seconds"] for r in rounds]))
+
+
+def train(task: Task) -> Result:
     """Train under one scheme until the target is reached."""
     scheme, stragglers, seed, changes = task
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -178,9 +196,20 @@ def main() -> None:
             "train_examples": args.examples,
             "local_epochs": 1,
         }
-    tasks = [(*s, seed, changes) for seed in range(args.seeds) for s in SCHEMES]
+    seeds = range(args.seeds)
+    codes = [(code, stragglers) for code in CODES for stragglers in (1, 2, 3)]
     results = []
     with ProcessPoolExecutor(args.processes) as pool:
+        tasks = [(*code, seed, changes) for code in codes for seed in seeds]
+        timed = np.array(list(pool.map(time_rounds, tasks))).reshape(len(codes), -1)
+        print(f"Seconds per round of one-stage codes, {TIMED_ROUNDS} rounds untrained")
+        for code, times in zip(codes, timed, strict=True):
+            line = " ".join(f"{value:6.1f}" for value in times)
+            print(f"{f'{code[0]} s={code[1]}':<24} {line:<36} {times.mean():6.1f}")
+        print(flush=True)
+        fastest = [codes[i] for i in np.argsort(timed.mean(axis=1))[:TRAINED_CODES]]
+        schemes = [(TWO_STAGE, 1), (UNCODED, 0), *fastest]
+        tasks = [(*scheme, seed, changes) for seed in seeds for scheme in schemes]
         for result in pool.map(train, tasks):
             results.append(result)
             print(result, file=sys.stderr, flush=True)
