@@ -120,6 +120,43 @@ def test_backlogs_and_batteries_stay_within_bounds(seed: int, kind: str) -> None
         assert (scheduler.battery <= capacity).all()
 
 
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_nobody_is_given_more_than_it_can_send(make: Callable[[], Scheduler]) -> None:
+    scheduler = make()
+    scheduler.begin(mains(3))
+    for _ in range(3):
+        shares(scheduler, [0.0] * 3, [1.0] * 3)
+    rates, zeros = np.full(3, 4.0), np.zeros(3)
+    sendable = np.array([1.0, 0.5, 0.0])  # three wait at each
+    decision = scheduler.step(Observation(rates, zeros, zeros, sendable=sendable))
+    assert decision.shares.tolist() == [0.25, 0.125, 0.0]
+    assert decision.service.tolist() == sendable.tolist()
+    assert scheduler.backlog.tolist() == [2.0, 2.5, 3.0]
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize(
+    ("sendable", "message"),
+    [
+        ([1.0, -0.5], r"sendable of worker 1 .* at least 0 .* got -0\.5"),
+        ([np.nan, 1.0], "sendable of worker 0 .* got nan"),
+        ([1.0, np.inf], "sendable of worker 1 .* finite, got inf"),
+        ([1.0], r"sendable needs one value for each of 2 workers.*\(1,\)"),
+    ],
+)
+def test_bad_sendable_is_refused(
+    make: Callable[[], Scheduler], sendable: list[float], message: str
+) -> None:
+    scheduler = make()
+    scheduler.begin(mains(2))
+    with pytest.raises(InvalidInputError, match=message):
+        scheduler.step(
+            Observation(
+                np.ones(2), np.ones(2), np.zeros(2), sendable=np.array(sendable)
+            )
+        )
+
+
 def test_the_room_for_backlog_must_be_positive() -> None:
     with pytest.raises(InvalidInputError, match=r"backlog_slots .* got 0"):
         RoundRobin(backlog_slots=0)

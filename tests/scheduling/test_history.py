@@ -251,3 +251,37 @@ def test_replies_are_held_against_what_was_announced() -> None:
 def test_announcements_out_of_range_are_refused(seconds: float) -> None:
     with pytest.raises(InvalidInputError, match="announced for worker 3"):
         CompletionHistory().announce(1, {3: seconds})
+
+
+def test_what_was_declared_counts_where_nothing_is_recorded() -> None:
+    history = CompletionHistory()
+    history.declare(0, 4.0)
+    assert len(history) == 0
+    assert history.typical([0, 1], 1)[0].tolist() == [4.0, 1.0]
+    history.declare(0, 5.0)  # the last word counts
+    drawn = history.sample([0], 1, 1000, np.random.default_rng(0))[0]
+    assert np.median(drawn) == pytest.approx(5.0, rel=0.1)
+    assert history.typical([0], 1)[1].tolist() == [0.0]
+
+    history = filled({0: [3.0], 1: [9.0]})
+    for worker in (0, 2):
+        history.declare(worker, 4.0)
+    # What was measured, what was declared, the fleet's.
+    assert history.typical([0, 2, 3], 5)[0].tolist() == [3.0, 4.0, 6.0]
+    history.begin_run()
+    assert history.typical([0, 2, 3], 1)[0].tolist() == [3.0, 4.0, 6.0]
+
+
+def test_what_was_declared_counts_again_once_the_records_are_too_old() -> None:
+    history = filled({0: [3.0], 1: [9.0]}, max_age=5)
+    history.declare(0, 4.0)
+    history.completed(1, 7, 1, 9.0, 9.0)
+    assert history.typical([0, 1], 7)[0].tolist() == [4.0, 9.0]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf, math.nan])
+def test_declarations_out_of_range_are_refused(seconds: float) -> None:
+    history = CompletionHistory()
+    with pytest.raises(InvalidInputError, match=f"declared for worker 3 .* {seconds}"):
+        history.declare(3, seconds)
+    assert history.typical([3], 1)[0].tolist() == [1.0]

@@ -1,5 +1,6 @@
 """The Lyapunov scheduler: its rule by hand, and its promises on random instances."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,22 @@ def test_the_greatest_product_of_backlog_and_rate_sends() -> None:
     decision = scheduler.step(seen([1.0, 2.0], [0.0, 0.0]))
     assert decision.shares.tolist() == [0.0, 1.0]  # 3·2 beats 4·1
     assert decision.powers.tolist() == [0.0, 1.0]
+
+
+def test_what_cannot_be_sent_leaves_the_carrier_to_others() -> None:
+    scheduler = LyapunovScheduler(v=6.0)
+    scheduler.begin(limits(2, max_rate=4.0))
+    for _ in range(2):
+        scheduler.step(seen([1.0, 1.0], [4.0, 3.0]))
+    zeros = np.zeros(2)
+    sent = Observation(np.array([4.0, 2.0]), zeros, zeros, None, np.array([1.0, 0.5]))
+    decision = scheduler.step(sent)
+    # Four and three wait; the first, at 4·4, may send one only.
+    assert decision.shares.tolist() == [0.25, 0.25]
+    assert decision.service.tolist() == [1.0, 0.5]
+    assert scheduler.backlog.tolist() == [3.0, 2.5]
+    with pytest.raises(InvalidInputError, match=r"sendable of worker 0 .* got -1\.0"):
+        scheduler.step(Observation(zeros, zeros, zeros, None, np.array([-1.0, 0.0])))
 
 
 def test_energy_price_by_hand() -> None:
@@ -174,10 +191,11 @@ CARRIERS = st.sampled_from(["time-shared", "ofdma"])
     carrier=CARRIERS,
     v=st.floats(0.1, 50.0),
     settled=st.booleans(),
+    bounded=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
 def test_backlogs_stay_bounded_and_batteries_within_their_capacity(
-    seed: int, carrier: str, v: float, settled: bool
+    seed: int, carrier: str, v: float, settled: bool, bounded: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     fleet = random_fleet(rng, carrier, v)
@@ -188,7 +206,12 @@ def test_backlogs_stay_bounded_and_batteries_within_their_capacity(
     for _ in range(150):
         before = scheduler.battery
         observation = random_slot(rng, fleet)
+        if bounded:
+            sendable = rng.random(len(fleet)) * rng.choice([0, 1, 3], len(fleet))
+            observation = replace(observation, sendable=sendable)
         d = scheduler.step(observation)
+        if bounded:
+            assert (d.service <= sendable * (1 + 1e-9)).all()
         assert d.shares.sum() <= 1 + 1e-12
         assert ((d.shares >= 0) & (d.powers >= 0) & (d.powers <= 1)).all()
         assert ((d.admitted == 0) | (d.admitted == observation.offered)).all()

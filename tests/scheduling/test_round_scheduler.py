@@ -134,12 +134,14 @@ def test_who_has_a_share_takes_part() -> None:
     assert admission.shares == pytest.approx({7: 0.625, 9: 0.375})
     assert admission.airtime == {7: 1.0, 9: 4.0}
     assert admission.download == {7: 3.0}
-    # Replies per slot, of which no more than four each ever matter; all may be admitted
-    # one more; one that waits can be sent.
     rates, offered, waiting = scheduler.seen[-1]
-    assert rates.tolist() == [10.0, 5.0, 2.5]
+    assert rates.tolist() == [10.0, 5.0, 2.5]  # replies per slot
     assert offered.tolist() == [1.0, 1.0, 1.0]
     assert waiting.tolist() == [1.0, 1.0, 1.0]
+    rounds.end_round()
+    admitted(rounds, candidates, 4)
+    assert scheduler.backlog.tolist()[1] == 3.0
+    assert scheduler.seen[-1][2].tolist() == [1.0, 1.0, 1.0]  # one reply in a round
 
 
 @pytest.mark.parametrize(
