@@ -50,11 +50,11 @@ LEVELS = {
 
 def battery(options: Options, workers: Workers) -> list[Path]:
     """Draw the lowest battery and the quartiles over time, a panel per scheduler."""
-    slots = options.sized(2 * 8640, 240)
+    slots, phones = options.sized(2 * 8640, 240), options.sized(PHONES, 6)
     found = workers.map(
         levels,
         [
-            (slots, seed, options.traces, options.devices)
+            (phones, slots, seed, options.traces, options.devices)
             for seed in range(options.seeds)
         ],
     )
@@ -125,12 +125,14 @@ def make_scheduler(name: str, seed: int) -> Scheduler:
     return MaxThroughput() if name == "max-throughput" else RoundRobin()
 
 
-def levels(slots: int, seed: int, traces: str, devices: str) -> dict[str, Run]:
+def levels(
+    phones: int, slots: int, seed: int, traces: str, devices: str
+) -> dict[str, Run]:
     """Simulate every scheduler with the phones of one seed."""
     import fairness as experiment  # noqa: PLC0415 - its solver is not always there
 
     fleet = experiment.make_fleet(
-        PHONES,
+        phones,
         slots,
         seed,
         [] if traces == "synthetic" else traces.split(","),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +29,22 @@ def fairness(options: Options, workers: Workers) -> list[Path]:
     the frontier is a clairvoyant's.
     """
     slots, phones = options.sized(60_480, 120), options.sized(PHONES, 4)
+    indices = INDICES[:: options.sized(1, 3)]
     found = workers.map(
         measure,
         [
-            (phones, slots, seed, options.traces, options.devices)
+            (phones, slots, seed, options.traces, options.devices, indices)
             for seed in range(options.seeds)
         ],
     )
     figure, (axes,) = new_figure()
     rows: list[dict[str, object]] = []
     frontier = [spread(values) for values in np.array([f for _, f in found]).T]
-    axes.plot(INDICES, [m for m, _ in frontier], "k-", linewidth=1.0, label="frontier")
+    axes.plot(indices, [m for m, _ in frontier], "k-", linewidth=1.0, label="frontier")
     axes.fill_between(
-        INDICES, *np.array([(m - d, m + d) for m, d in frontier]).T, color="0.88", lw=0
+        indices, *np.array([(m - d, m + d) for m, d in frontier]).T, color="0.88", lw=0
     )
-    for index, pair in zip(INDICES, frontier, strict=True):
+    for index, pair in zip(indices, frontier, strict=True):
         rows.append(_row("frontier", index, (index, 0.0), pair))
     for family, scheduler in FAMILIES.items():
         places = []
@@ -95,7 +97,12 @@ def _row(
 
 
 def measure(
-    phones: int, slots: int, seed: int, traces: str, devices: str
+    phones: int,
+    slots: int,
+    seed: int,
+    traces: str,
+    devices: str,
+    indices: Sequence[float],
 ) -> tuple[Points, list[float]]:
     """Return the schedulers' points of one seed, and the frontier's throughputs."""
     import fairness as experiment  # noqa: PLC0415 - its solver is not always there
@@ -114,4 +121,4 @@ def measure(
             jain = min(experiment.jains_index(rates), 1.0)
             points.append((family, parameter, jain, float(rates.sum())))
     frontier = experiment.Frontier(fleet)
-    return points, [frontier.throughput(index) for index in INDICES]
+    return points, [frontier.throughput(index) for index in indices]
