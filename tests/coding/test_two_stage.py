@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flower_ext.coding.contention import Airtime
 from flower_ext.coding.plan import Dispatch
 from flower_ext.coding.two_stage import TwoStageOptions, TwoStagePlan
 from flower_ext.errors import InvalidInputError
@@ -596,3 +597,137 @@ def test_limits_under_partial_holdings() -> None:
 def test_negative_limits_are_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"limit of worker 1 .* got -1"):
         planned(4, 2, limits={0: 1, 1: -1})
+
+
+def air(seconds: Mapping[int, float]) -> Airtime:
+    """Airtime of workers that share the carrier equally."""
+    return Airtime(seconds, dict.fromkeys(seconds, 1.0))
+
+
+def expected(plan: TwoStagePlan, workers: Collection[int]) -> list[float]:
+    """Return the overheads that the history expects of a plan's round."""
+    overheads: list[float] = plan.history.typical(list(workers), 20)[1].tolist()
+    return overheads
+
+
+def test_uploads_that_share_a_carrier_are_staggered() -> None:
+    # Two seconds of airtime each: 1, 3 and 5 partitions are computed as the carrier
+    # comes free.
+    plan = planned(9, 3, airtime=air(dict.fromkeys(range(3), 2.0)))
+    sent = plan.start()
+    assert sorted(len(d.partitions) for d in sent) == [1, 3, 5]
+    assert sorted(p for d in sent for p in d.partitions) == list(range(9))
+    assert expected(plan, range(3)) == [2.0, 2.0, 2.0]
+    assert plan.history.typical([0], 21)[1][0] == pytest.approx(UPLOAD)
+
+
+def test_whose_upload_costs_more_than_it_saves_stays_idle() -> None:
+    history = CompletionHistory()
+    for number, worker in itertools.product(range(1, 13), range(3)):
+        history.completed(worker, number, 2, 2.0, 33.0 if worker else 3.0)
+    plan = planned(9, 3, history, airtime=air({0: 1.5, 1: 30.0, 2: 30.0}))
+    assert [d.worker for d in plan.start()] == [0]
+    # Nothing was told of those who were not asked.
+    assert expected(plan, range(3)) == [1.5, 31.0, 31.0]
+
+
+def test_a_late_start_is_part_of_what_an_upload_is_expected_to_take() -> None:
+    airtime = Airtime({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}, {0: 0.0, 1: 3.0})
+    plan = planned(6, 2, airtime=airtime)
+    assert [len(d.partitions) for d in plan.start()] == [4, 2]
+    assert expected(plan, range(2)) == [1.0, 4.0]
+
+
+def test_airtime_within_limits() -> None:
+    airtime = air(dict.fromkeys(range(3), 2.0))
+    plan = planned(9, 3, airtime=airtime, limits={0: 9, 1: 4, 2: 4})
+    sent = {d.worker: len(d.partitions) for d in plan.start()}
+    assert sum(sent.values()) == 9
+    assert max(sent.get(1, 0), sent.get(2, 0)) <= 4
+    alone = planned(9, 3, airtime=air({0: 2.0}), limits={0: 1})
+    (dispatch,) = alone.start()  # what cannot be kept to gives way
+    assert (dispatch.worker, len(dispatch.partitions)) == (0, 9)
+
+
+def test_where_holdings_differ_work_is_shared_as_without_airtime() -> None:
+    held = {w: {(w + i) % 6 for i in range(3)} for w in range(6)}
+    airtime = air(dict.fromkeys(range(6), 5.0))
+    with_airtime, without = planned(6, held, airtime=airtime), planned(6, held)
+    assert with_airtime.start() == without.start()
+    assert expected(with_airtime, range(6)) == pytest.approx([UPLOAD] * 6)
+
+
+def test_a_straggler_is_replaced_by_as_few_as_pay_for_their_airtime() -> None:
+    airtime = air(dict.fromkeys(range(6), 2.0))
+    plan = planned(18, 6, airtime=airtime, options=TwoStageOptions(redundancy_price=2))
+    order = sorted(plan.start(), key=lambda d: len(d.partitions))
+    dead, missing = order[-1].worker, set(order[-1].partitions)
+    arrivals = itertools.count(4.0, 2.0)
+    sent = []
+    for dispatch in order[:-1]:
+        at = next(arrivals)
+        sent += plan.reply(dispatch.key, at, float(len(dispatch.partitions)))
+    while not sent and plan.wake_at < NEVER:
+        sent = plan.wake(plan.wake_at)
+    assert {p for d in sent for p in d.partitions} == missing
+    assert dead not in {d.worker for d in sent}
+    assert len(sent) < 5  # all five are idle
+    # The dead one may still send: its share counts against theirs.
+    both = airtime.upload_seconds(sorted({dead, *(d.worker for d in sent)}))
+    for dispatch in sent:
+        assert expected(plan, [dispatch.worker])[0] == both[dispatch.worker]
+    for dispatch in sent:
+        plan.reply(dispatch.key, 60.0, 1.0)
+    assert plan.decodable
+
+
+def on_carrier(airtime: Airtime, slow: Collection[int]) -> Seconds:
+    """Return delays of uploads that take the whole carrier; some last for ever."""
+
+    def seconds(dispatch: Dispatch) -> float:
+        if dispatch.worker in slow:
+            return NEVER
+        before = airtime.before.get(dispatch.worker, 0.0)
+        return before + len(dispatch.partitions) + airtime.seconds[dispatch.worker]
+
+    return seconds
+
+
+@given(seed=st.integers(0, 2**32), same=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_whatever_the_airtime_and_the_limits(seed: int, same: bool) -> None:
+    """Where one worker that answers holds everything, every round decodes."""
+    rng = np.random.default_rng(seed)
+    workers, partitions = int(rng.integers(2, 9)), int(rng.integers(1, 16))
+    everything = frozenset(range(partitions))
+    held: dict[int, Collection[int]] = dict.fromkeys(range(workers), everything)
+    if not same:
+        for worker in range(1, workers):
+            held[worker] = frozenset(
+                np.flatnonzero(rng.random(partitions) < 0.5).tolist()
+            )
+    history = CompletionHistory()
+    speeds = 10 ** rng.uniform(-0.5, 0.5, workers)
+    for number, worker in itertools.product(range(1, 9), range(workers)):
+        history.completed(worker, number, 1, speeds[worker], speeds[worker] + UPLOAD)
+    airtime = Airtime(
+        dict(enumerate((10 ** rng.uniform(-2, 1, workers)).tolist())),
+        dict(enumerate(rng.uniform(0.01, 1, workers).tolist())),
+        dict(enumerate(rng.uniform(0, 2, workers).tolist())) if seed % 2 else {},
+    )
+    limits = {w: int(rng.integers(0, 6)) for w in range(workers)}
+    plan = planned(
+        partitions,
+        held,
+        CompletionHistory() if rng.random() < 0.2 else history,
+        seed=seed,
+        airtime=airtime,
+        limits=limits if rng.random() < 0.7 else dict.fromkeys(range(workers), 99),
+        options=TwoStageOptions(redundancy_price=float(rng.choice([0.0, 0.2, 2.0]))),
+    )
+    slow = {w for w in range(1, workers) if rng.random() < 0.3}
+    end = play(plan, on_carrier(airtime, slow), timeout=5000.0)
+    assert_consistent(plan)
+    if plan.received:
+        assert end < 5000.0
+        assert plan.outcome().exact
