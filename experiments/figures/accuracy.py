@@ -163,7 +163,7 @@ def time_to_target(options: Options, workers: Workers) -> list[Path]:
     slower, others each time. Digits; where a seed never reaches the target there is no
     point, and the table says how many did.
     """
-    rounds = options.sized(14, 2)
+    rounds = options.sized(12, 2)
     target = TARGET if not options.quick else 0.0
     counts = SLOW if not options.quick else (0, 3)
     common = {"dataset": "digits", "local_epochs": 2, **options.edge}

@@ -39,7 +39,7 @@ PHONES = 18  # of which a third hangs on the mains and is left out
 CAPACITY = 600.0  # joules
 V = 30.0
 TRANSMIT_WATTS = 1.5  # of all phones
-EVERY = 60  # slots between two points of the curves
+EVERY = 120  # slots between two points of the curves
 LEVELS = {
     "upper quartile": 0.75,
     "median": 0.5,
@@ -90,7 +90,7 @@ def battery(options: Options, workers: Workers) -> list[Path]:
         )
         axes.set_xlabel("time (h)")
     panels[0].set_ylabel("energy in a battery (J)")
-    panels[-1].legend(fontsize=8, handlelength=4, loc="upper right")
+    panels[-1].legend(fontsize=8, handlelength=4, loc="center right")
     return write(options, "battery", figure, rows)
 
 

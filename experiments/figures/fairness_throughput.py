@@ -23,12 +23,12 @@ Points = list[tuple[str, float, float, float]]
 
 
 def fairness(options: Options, workers: Workers) -> list[Path]:
-    """Draw throughput and Jain's index of the data served, over a week.
+    """Draw throughput and Jain's index of the data served, over half a week.
 
     The Lyapunov scheduler's line goes over the ceilings of its mean-variance utility;
     the frontier is a clairvoyant's.
     """
-    slots, phones = options.sized(60_480, 120), options.sized(PHONES, 4)
+    slots, phones = options.sized(30_240, 120), options.sized(PHONES, 4)
     indices = INDICES[:: options.sized(1, 3)]
     found = workers.map(
         measure,

@@ -128,12 +128,15 @@ def errors(axes: Any, x: Any, rows: Any, label: str, **style: Any) -> None:
 
 
 def band(axes: Any, x: Floats, values: Floats, label: str, **style: Any) -> None:
-    """Draw the mean of curves, shape (seeds, points), in a band of their deviation."""
+    """Draw the mean of curves, shape (seeds, points), in a band of their deviation.
+
+    The band does not leave what the seeds have seen.
+    """
     mean = values.mean(axis=0)
     deviation = values.std(axis=0, ddof=1) if len(values) > 1 else 0.0 * mean
-    axes.fill_between(
-        x, mean - deviation, mean + deviation, color=style["color"], alpha=0.15, lw=0
-    )
+    low = np.maximum(mean - deviation, values.min(axis=0))
+    high = np.minimum(mean + deviation, values.max(axis=0))
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
     every = max(len(x) // 9, 1)
     look = {"markersize": 4.5, "linewidth": 1.4, "markevery": every}
     axes.plot(x, mean, label=label, **(look | style))

@@ -39,7 +39,7 @@ KINDS = {
 def utilisation(options: Options, workers: Workers) -> list[Path]:
     """Draw the three ratios against the probability of straggling."""
     probabilities = (0.0, 0.3) if options.quick else PROBABILITIES
-    rounds = options.sized(25, 3)
+    rounds = options.sized(15, 3)
     points = [(scheme, p) for scheme in SCHEMES for p in probabilities]
     tasks = [
         (
