@@ -19,6 +19,7 @@ from flower_ext.scheduling import (
 )
 from flower_ext.scheduling.round_scheduler import Admission
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded
+from flower_ext.strategies.arrivals import NetworkArrivals
 
 if TYPE_CHECKING:
     from tests.strategies.conftest import Answer, Federation
@@ -277,6 +278,50 @@ def test_a_battery_too_small_for_v_says_which_v_it_allows(
     )
     with pytest.raises(InvalidInputError, match=r"60 J.*v = 1000"):
         federation(6, app=steady(coded_client)).run(strategy)
+
+
+def test_replies_to_a_round_that_is_over_come_last(
+    federation: type[Federation],
+    coded_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The first node's link all but dies while it computes: its upload goes on for ever.
+    dying = Link(TraceRate([0.0, 0.9, 1e6], [2 * REPLY / 0.5, 1e-3, 1e-3]), down=1e12)
+
+    def seconds() -> list[float]:
+        strategy = virtual(
+            scheduler=RoundScheduler(LyapunovScheduler(v=5.0), slot_seconds=10.0),
+            network=EdgeNetwork(links=[dying, *links(0.5, 5)]),
+        )
+        federation(6, app=steady(coded_client)).run(strategy, 4)
+        first, *others = strategy.round_metrics.values()
+        assert scalar(first, "replies-unfinished") >= 1
+        return [scalar(metrics, "elapsed-seconds") for metrics in others]
+
+    outdated = seconds()
+    monkeypatch.setattr(NetworkArrivals, "outdate", lambda self: None)
+    assert sum(outdated) < 0.8 * sum(seconds())
+
+
+def test_work_after_decoding_is_paid_for(
+    federation: type[Federation], coded_client: Client
+) -> None:
+    mods = [straggler_mod(SpeedProfile((50.0, 1.0, 1.0, 1.0, 1.0, 1.0)))]
+    strategy = virtual(network=EdgeNetwork(links=links(0.01), devices=[PHONE]))
+    nodes = federation(6, app=coded_client(mods=mods))
+    nodes.run(strategy)
+
+    metrics = strategy.round_metrics[1]
+    assert scalar(metrics, "replies-unfinished") >= 1
+    assert scalar(metrics, "elapsed-seconds") < 50.0
+    work = sum(
+        len(row.partitions) * (50.0 if node == 100 else 1.0)
+        for node, row in nodes.grid.assignments()
+    )
+    assert scalar(metrics, "compute-seconds") == work >= 55.0
+    airtime = scalar(metrics, "airtime-seconds")
+    assert scalar(metrics, "energy-joules") == pytest.approx(2.0 * work + airtime)
+    assert scalar(metrics, "battery-lowest-joules") < 5000.0 - 2.0 * 50.0
 
 
 def test_bad_schedulers_and_networks_are_refused() -> None:
