@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-_OUTDATED = 1e-3  # weight of a reply to a round that is over, beside shares of it
+_OUTDATED = 1e-9  # weight of a reply to a round that is over, beside shares of it
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,7 @@ class Transfer(NamedTuple):
 
     link: Link
     size: int
+    never: bool = False  # whether its link is dead
 
 
 class NetworkArrivals(VirtualArrivals):
@@ -274,14 +275,15 @@ class NetworkArrivals(VirtualArrivals):
 
     def outdate(self) -> None:
         """Leave replies under way what the replies of the next round do not use."""
-        for number in self._uploading:
-            self._carrier.reweight(number, _OUTDATED)
+        self._carrier.reweight(dict.fromkeys(self._uploading, _OUTDATED))
 
     def _schedule(self, number: int, sent: Sent, message: Message) -> None:
         """Let a reply be computed, then uploaded."""
         transfer = self._transfer(sent, message)
         if transfer is None:
             super()._schedule(number, sent, message)
+            return
+        if transfer.never:  # its node stays busy
             return
         start = sent.at + transfer.link.receive(sent.size, sent.at)
         start += self._duration(sent, message)

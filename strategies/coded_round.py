@@ -130,10 +130,14 @@ class CodedRound:
             return not self.plan.finished(at)
         if self.plan.decodable:
             return False
+        if self.plan.closed and not self.plan.dispatches:
+            return True  # until the deadline, for batteries to be charged
         return (self.plan.hungry or not self.plan.dispatches) and grid.fleet.busy
 
     def _push(self, grid: StagedGrid, dispatches: list[Dispatch], at: float) -> None:
         """Push a train message for each dispatch, and for what replaces it if lost."""
+        if not dispatches:
+            return
         size = sum(len(array.data) for array in self.arrays.values())
         while dispatches:
             asked = [(d, self._assignment(d, grid.virtual)) for d in dispatches]

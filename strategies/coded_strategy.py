@@ -285,6 +285,7 @@ class CodedStrategy(FedAvg):
         )
         spent = EnergySpent.of(grid.ledger)
         replies = coded_round.run(grid, timeout)
+        grid.outdate()
         coded_round.measured |= spent.since(grid)
         coded_round.measured |= self._settled(grid, coded_round)
         if coded_round.plan.problem and not self.round_metrics:
@@ -339,7 +340,7 @@ class CodedStrategy(FedAvg):
         coverage = self._coverage(outcome.combination)
         used = [(done.replies[k], w) for k, w in outcome.weights.items()]
         examples = math.fsum(w * s.weighted_examples for (_, s), w in used)
-        new_arrays, reason = None, done.plan.problem
+        new_arrays, reason = None, done.plan.problem or done.plan.closed
         if coverage < self.min_coverage or examples <= 0:
             reason = reason or (
                 f"its replies cover {100 * coverage:.0f} % of the examples, "

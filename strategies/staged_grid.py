@@ -550,9 +550,14 @@ class StagedGrid(Grid):
         if link is None:
             self.ledger.spend(worker, compute_seconds, 0.0)
             return None
-        start = sent.at + link.receive(sent.size, sent.at) + compute_seconds
-        self.ledger.spend(worker, compute_seconds, link.seconds_to_send(size, start))
-        return Transfer(link, size)
+        begun = sent.at + link.receive(sent.size, sent.at)
+        if begun == math.inf:  # it never heard of the assignment
+            return Transfer(link, size, never=True)
+        # At the rate that its link has by itself, whoever shares the carrier then.
+        airtime = link.seconds_to_send(size, begun + compute_seconds)
+        dead = airtime == math.inf
+        self.ledger.spend(worker, compute_seconds, 0.0 if dead else airtime)
+        return Transfer(link, size, never=dead)
 
     def _note_holdings(self, node_id: int, message: Message) -> None:
         try:

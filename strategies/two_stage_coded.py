@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import Result
 
 from flower_ext.coding.contention import Airtime
 from flower_ext.coding.gradient_code import check_count
@@ -123,19 +124,37 @@ class TwoStageCoded(CodedStrategy):
     ) -> RoundPlan:
         """Return a two-stage plan."""
         admission = self._admission
-        return TwoStagePlan(
+        deadline = self.deadline
+        closed = ""
+        if admission is not None and not admission.open:
+            assert self.scheduler is not None
+            deadline = self.scheduler.slot
+            closed = (
+                "the scheduler admits no idle node: their batteries are too empty, or "
+                f"their links dead. It is looked again in {deadline:.1f} s, a slot"
+            )
+        plan = TwoStagePlan(
             partitions,
             idle,
             self.history,
             server_round,
             rng,
-            deadline=self.deadline,
+            deadline=deadline,
             options=self.options,
             limits=None if admission is None else admission.limits,
             airtime=None
             if admission is None
             else Airtime(admission.airtime, admission.shares, admission.download),
+            ceilings=None if admission is None else admission.ceilings,
         )
+        plan.closed = closed
+        return plan
+
+    def start(self, *args: Any, **kwargs: Any) -> Result:
+        """Execute the strategy; parameters as in Flower."""
+        if self.scheduler is not None:
+            self.scheduler.begin_run()
+        return super().start(*args, **kwargs)
 
     def _admit(
         self,
@@ -154,7 +173,7 @@ class TwoStageCoded(CodedStrategy):
             for node in grid.fleet.nodes
         ]
         self._admission = self.scheduler.begin_round(
-            candidates, partitions, _reply_bytes(arrays)
+            candidates, partitions, _reply_bytes(arrays), self.stragglers + 1
         )
         return {} if self._admission is None else self._admission.shares
 
@@ -164,7 +183,7 @@ class TwoStageCoded(CodedStrategy):
         """Return what the scheduler may know of a node."""
         assert self.scheduler is not None
         if self.network is None:
-            return Candidate(node.node_id, holdings)
+            return Candidate(node.node_id, holdings, idle=node.idle)
         place = grid.place(node.node_id)
         link, device = self.network.link(place), self.network.device(place)
         slot = self.scheduler.slot
@@ -173,6 +192,7 @@ class TwoStageCoded(CodedStrategy):
         return Candidate(
             node.node_id,
             holdings,
+            idle=node.idle,
             rate=None if link is None else _recent_rate(link.up, link.loss, grid.now),
             download=None
             if link is None
@@ -180,13 +200,13 @@ class TwoStageCoded(CodedStrategy):
             + size / max(_recent_rate(link.down, link.loss, grid.now), 1.0),
             harvest=device.harvest_joules(grid.now, grid.now + slot) if device else 0.0,
             device=device,
+            battery=None if grid.ledger is None else grid.ledger.level(place),
         )
 
     def _settled(self, grid: StagedGrid, done: CodedRound) -> Measured:
         """Tell the scheduler what came of its decisions."""
         if self.scheduler is None:
             return {}
-        grid.outdate()  # the next round's shares are for that round's replies
         size = _reply_bytes(done.arrays)
         for key, (_, summary) in done.replies.items():
             node_id = done.plan.dispatches[key].worker
@@ -214,7 +234,7 @@ class TwoStageCoded(CodedStrategy):
             "backlog-max": max(backlog),
             "fairness": told.fairness,
         }
-        if told.battery:
+        if told.battery and grid.ledger is None:
             measured["battery-lowest-joules"] = min(told.battery.values())
         return measured
 

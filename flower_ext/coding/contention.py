@@ -178,7 +178,12 @@ class Airtime:
         return best, _sent(before + computed, air, best > 0) - computed
 
     def crew(
-        self, workers: Sequence[int], work: int, seconds: Floats, redundancy: int
+        self,
+        workers: Sequence[int],
+        work: int,
+        seconds: Floats,
+        redundancy: int,
+        limits: Ints | None = None,
     ) -> list[int]:
         """Return who should compute work that each of several workers does in full.
 
@@ -188,11 +193,14 @@ class Airtime:
             As in :meth:`share_out`.
         redundancy : int
             How many times more each partition is computed, at least 0.
+        limits : ndarray of shape (workers,), optional
+            The most partitions that each worker may have.
 
         Returns
         -------
         list[int]
-            Indices into `workers`, as many as shorten the time until the last upload.
+            Indices into `workers`, as many as shorten the time until the last upload;
+            all of them where the limits leave no room for so much work.
         """
         air = np.array([self.seconds[w] for w in workers])
         before = self._before(workers)
@@ -205,7 +213,10 @@ class Airtime:
         best, best_time = ranked, np.inf
         for size in sizes:
             crew = ranked[:size]
-            loads = balance(work * copies, seconds[crew], (before + air)[crew])
+            most = None if limits is None else limits[crew]
+            loads = balance(work * copies, seconds[crew], (before + air)[crew], most)
+            if loads.sum() < work * copies:
+                continue
             computed = before[crew] + loads * seconds[crew]
             time = float(_sent(computed, air[crew], loads > 0).max())
             if time < best_time:

@@ -92,6 +92,9 @@ class RoundPlan(ABC):
         The workers that a scheduler admits, and how many partitions each should be
         given in the round at most, at least 0; others are given none. By default
         everybody is admitted.
+    ceilings : Mapping[int, int], optional
+        Partitions beyond which workers cannot be given any, whatever becomes of the
+        round: what their batteries pay for. None for a worker that is not named.
 
     Raises
     ------
@@ -107,6 +110,7 @@ class RoundPlan(ABC):
         server_round: int,
         deadline: float | None = None,
         limits: Mapping[int, int] | None = None,
+        ceilings: Mapping[int, int] | None = None,
     ) -> None:
         if not partitions or len(set(partitions)) != len(partitions):
             raise InvalidInputError(
@@ -144,6 +148,9 @@ class RoundPlan(ABC):
         self._deadline = math.inf
         # Partitions that admitted workers may still be given; None: no limits.
         self._left = None if limits is None else dict(limits)
+        self._ceilings = dict(ceilings or {})
+        # Why nobody may be given work in this round, if so.
+        self.closed = ""
 
     # -- what the driver tells --------------------------------------------------------
 
@@ -201,8 +208,7 @@ class RoundPlan(ABC):
         """Tell that a worker joined, or answered an earlier round, and may be used.
 
         It changes nothing for a worker that is not admitted, is in use already or has
-        failed; one that
-        left during a dispatch is used again once that is answered.
+        failed; one that left during a dispatch is used again once that is answered.
         """
         if worker in self._holdings or worker in self._faulty:
             return []
@@ -306,6 +312,8 @@ class RoundPlan(ABC):
         del self._idle[worker]
         if self._left is not None:
             self._left[worker] = max(self._left[worker] - len(partitions), 0)
+        if worker in self._ceilings:
+            self._ceilings[worker] -= len(partitions)
         dispatch = Dispatch(
             len(self.dispatches), worker, stage, tuple(partitions), tuple(coefficients)
         )

@@ -38,7 +38,7 @@ _STOPS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.75, 0.83, 0.9, 0.95, 0.98)
 _MOST_SCENARIOS, _FEWEST_SCENARIOS = 128, 16
 _REVISE = 0.8  # T₁ is revised when jobs have shrunk, or workers grown, by this factor
 _DUE = 0.8  # by this quantile of its time, a worker that is no straggler is done
-_PATIENCE = 1.5  # stage two is looked after this much later than that
+_PATIENCE = 1.5  # stage two is looked after this much later than it should be back
 _TICK = 1e-3  # seconds; the plan is never woken twice within less
 _SILENT_WAKES = 1  # T₁ is not put off more often than this without a reply
 _COLD_PATIENCE = 3.0  # without history, act this many times later than the last reply
@@ -89,9 +89,10 @@ class TwoStagePlan(RoundPlan):
 
     Parameters
     ----------
-    partitions, idle, history, server_round, deadline, limits
+    partitions, idle, history, server_round, deadline, limits, ceilings
         As in :class:`~flower_ext.coding.plan.RoundPlan`. Where the admitted workers
-        could not complete the round within their limits, the limits give way.
+        could not complete the round within their limits, the limits give way; the
+        ceilings do not.
     rng : numpy.random.Generator
         Source of the resampling.
     options : TwoStageOptions, optional
@@ -136,8 +137,11 @@ class TwoStagePlan(RoundPlan):
         options: TwoStageOptions | None = None,
         limits: Mapping[int, int] | None = None,
         airtime: Airtime | None = None,
+        ceilings: Mapping[int, int] | None = None,
     ) -> None:
-        super().__init__(partitions, idle, history, server_round, deadline, limits)
+        super().__init__(
+            partitions, idle, history, server_round, deadline, limits, ceilings
+        )
         self._airtime = airtime
         self._expected: dict[int, float] = {}  # upload seconds told to the history
         self.options = options or TwoStageOptions()
@@ -215,8 +219,9 @@ class TwoStagePlan(RoundPlan):
         seconds = np.maximum(seconds, 1e-9)
         limits = self._room(workers, partitions)
         if self._airtime and partitions and self._all_hold(workers, partitions):
+            room = len(partitions) if limits is None else int(limits.sum())
             loads, uploads = self._airtime.share_out(
-                workers, len(partitions), seconds, limits
+                workers, min(len(partitions), room), seconds, limits
             )
             ends = np.cumsum(loads)
             jobs = [
@@ -259,7 +264,11 @@ class TwoStagePlan(RoundPlan):
             seconds, _ = self.history.typical(workers, self.server_round)
             redundancy = min(self.options.max_stage_two_redundancy, len(workers) - 1)
             chosen = self._airtime.crew(
-                workers, len(wanted), np.maximum(seconds, 1e-9), redundancy
+                workers,
+                len(wanted),
+                np.maximum(seconds, 1e-9),
+                redundancy,
+                self._room(workers, wanted),
             )
             workers = [workers[i] for i in chosen]
         sending = {self.dispatches[k].worker for k in self.outstanding}
@@ -273,15 +282,18 @@ class TwoStagePlan(RoundPlan):
             return None
         held = [self._idle[w] for w in workers]
         limits = np.array([self._left[w] for w in workers], dtype=np.int64)
+        most = [max(self._ceilings.get(w, len(wanted)), 0) for w in workers]
+        limits = np.minimum(limits, most)
         one, none = np.ones(len(workers)), np.zeros(len(workers))
         reach = set(wanted).intersection(
             itertools.chain.from_iterable({id(h): h for h in held}.values())
         )
         while limits.min() < len(reach):
             jobs = allocate(wanted, held, one, none, limits)
-            if sum(map(len, jobs)) == len(reach):
+            wider = np.minimum(np.maximum(2 * limits, 1), most)
+            if sum(map(len, jobs)) == len(reach) or np.array_equal(wider, limits):
                 break
-            limits = np.maximum(2 * limits, 1)
+            limits = wider
         return limits
 
     def _wait_for_workers(self, partitions: set[int]) -> None:
@@ -384,6 +396,14 @@ class TwoStagePlan(RoundPlan):
         self._wake_at = math.inf
         return self._spread(self._lost(), at)
 
+    def _late_by(self, done: Floats) -> float:
+        """Return by when stage two should be back; `done` is scenarios x rows."""
+        if self._airtime is None:
+            return float(np.quantile(done.max(axis=1), 0.9))
+        # Uploads are foreseen: who is not back at the time of its own is a straggler,
+        # and a straggler among few workers may not put off the look at the others.
+        return float(np.quantile(done, _DUE, axis=0).max())
+
     def _reinforce(self, at: float) -> list[Dispatch]:
         """Spread anew if the workers that came since would be done before stage two.
 
@@ -463,6 +483,13 @@ class TwoStagePlan(RoundPlan):
         workers = self._crew(able, missing)
         held = [self._idle[w] for w in workers]
         limits = self._room(workers, missing)
+        if limits is not None:
+            one, none = np.ones(len(workers)), np.zeros(len(workers))
+            placed = set().union(*allocate(missing, held, one, none, limits))
+            self._wait_for_workers(set(lost) - placed)
+            missing = [p for p in missing if p in placed]
+            if not missing:
+                return []
         size = self._scenarios(len(workers))
         proven = np.array([w in self._replied for w in workers])
         first = self.history.sample(workers, self.server_round, size, self._rng)
@@ -493,7 +520,7 @@ class TwoStagePlan(RoundPlan):
             cost = self._cost(time, float(load.sum()))
             if best is None or cost < best_cost:
                 best, best_cost = spread, cost
-                best_late = float(np.quantile(done[:, load > 0], _DUE, axis=0).max())
+                best_late = self._late_by(done[:, load > 0])
         assert best is not None  # redundancy 0 always spreads what is within reach
         self._reinforce_from = math.ceil(len(self._holdings) / _REVISE)
         look = at + max(_PATIENCE * (best_late - at), _TICK)

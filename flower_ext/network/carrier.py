@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from flower_ext.errors import InvalidInputError
@@ -167,29 +167,29 @@ class SharedCarrier:
                 return upload.job, time
             self._pass_event(time)
 
-    def reweight(self, job: Hashable, weight: float) -> None:
-        """Change the weight of an upload from :attr:`now` on.
+    def reweight(self, weights: Mapping[Hashable, float]) -> None:
+        """Change the weights of uploads from :attr:`now` on.
 
         Parameters
         ----------
-        job : Hashable
-            An upload in progress; nothing changes for one that is sent already.
-        weight : float
-            Its new weight, finite and above 0.
+        weights : Mapping[Hashable, float]
+            New weights of uploads in progress, finite and above 0.
 
         Raises
         ------
         InvalidInputError
-            If the weight is out of range, or no such upload is in progress.
+            If a weight is out of range, or no such upload is in progress.
         """
-        if not 0 < weight < math.inf:
-            raise InvalidInputError(f"weight must be finite and > 0, got {weight}.")
-        if job not in self._jobs:
-            raise InvalidInputError(f"No upload {job!r} is in progress.")
+        for job, weight in weights.items():
+            if not 0 < weight < math.inf:
+                raise InvalidInputError(f"weight must be finite and > 0, got {weight}.")
+            if job not in self._jobs:
+                raise InvalidInputError(f"No upload {job!r} is in progress.")
+        if not weights:
+            return
         self._pass_event(self._now)
         for upload in itertools.chain(self._active, (w[2] for w in self._waiting)):
-            if upload.job == job:
-                upload.weight = float(weight)
+            upload.weight = float(weights.get(upload.job, upload.weight))
 
     def airtime(self, job: Hashable) -> float:
         """Return the seconds of the whole carrier that a completed job used.

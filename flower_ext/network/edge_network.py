@@ -123,7 +123,7 @@ class EnergyLedger:
 
     def harvest(self, workers: Sequence[int], until: float) -> None:
         """Let workers harvest what there was since the last call, as far as it fits."""
-        for worker in workers:
+        for worker in set(workers):
             device = self.network.device(worker)
             if device is not None:
                 harvested = device.harvest_joules(self._now, until)

@@ -34,6 +34,7 @@ __all__ = ["Admission", "Candidate", "RoundScheduler", "RoundStatistics"]
 Floats = NDArray[np.float64]
 
 _FORGET = 0.7  # how much of the rate's old estimate survives a new measurement
+_UNITS = 24  # of energy that are tried, each a quarter of the one before
 _PRIMING = 8  # slots before the first round
 _SPARE = 4.0  # a rate may grow so many times beyond the first one seen
 _MAINS = Device(
@@ -51,6 +52,8 @@ class Candidate:
         Its id.
     holdings : Collection[int]
         The partitions that it holds.
+    idle : bool (default: True)
+        Whether it can begin now.
     rate : float, optional
         Bytes per second that it could send now with the whole carrier to itself, where
         that is known. Otherwise it is measured from replies, taking it that those who
@@ -61,14 +64,18 @@ class Candidate:
         Joules that it could harvest in a slot from now.
     device : Device, optional
         Its energy; by default it runs on mains.
+    battery : float, optional
+        Joules in its battery now, where that is known; by default the device's.
     """
 
     worker: int
     holdings: Collection[int]
+    idle: bool = True
     rate: float | None = None
     download: float | None = None
     harvest: float = 0.0
     device: Device | None = None
+    battery: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,19 +85,26 @@ class Admission:
     Parameters
     ----------
     limits : dict[int, int]
-        Partitions that each worker may be given, by worker; others take no part.
+        Partitions that each worker should be given at most, by worker; others take no
+        part. Busy ones are among them, for when they are free.
+    ceilings : dict[int, int]
+        Partitions that the battery of each pays for, of those that have one.
     shares : dict[int, float]
         Shares of the carrier of the same workers, summing to 1.
     airtime : dict[int, float]
         Seconds of the whole carrier that a reply of each takes.
     download : dict[int, float]
         Seconds that the download takes each of whom that is known.
+    open : bool
+        Whether anybody can begin.
     """
 
-    limits: dict[int, int]
-    shares: dict[int, float]
-    airtime: dict[int, float]
-    download: dict[int, float]
+    limits: dict[int, int] = field(default_factory=dict)
+    ceilings: dict[int, int] = field(default_factory=dict)
+    shares: dict[int, float] = field(default_factory=dict)
+    airtime: dict[int, float] = field(default_factory=dict)
+    download: dict[int, float] = field(default_factory=dict)
+    open: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ class RoundStatistics:
     backlog : dict[int, float]
         Replies that wait, after the round.
     fairness : float
-        Jain's index of the data served since the run began, in (0, 1].
+        Jain's index of the partitions delivered since the run began, in (0, 1].
     battery : dict[int, float]
         Joules, of the workers with a battery.
     """
@@ -151,15 +165,16 @@ class RoundScheduler:
     scheduler: Scheduler
     slot_seconds: float | None = None
     max_load: float = 8.0
-    _fleet: dict[int, int] = field(default_factory=dict, repr=False)
-    _known: dict[int, _Known] = field(default_factory=dict, repr=False)
-    _slot: float = field(default=math.nan, repr=False)
-    _fair: float = field(default=1.0, repr=False)
-    _decision: Decision | None = field(default=None, repr=False)
+    _fleet: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _known: dict[int, _Known] = field(default_factory=dict, init=False, repr=False)
+    _slot: float = field(default=math.nan, init=False, repr=False)
+    _fair: float = field(default=1.0, init=False, repr=False)
+    _decision: Decision | None = field(default=None, init=False, repr=False)
     _taking_part: NDArray[np.bool_] = field(
-        default_factory=lambda: np.zeros(0, dtype=bool), repr=False
+        default_factory=lambda: np.zeros(0, dtype=bool), init=False, repr=False
     )
-    _limits: WorkerLimits | None = field(default=None, repr=False)
+    _joules: float = field(default=1.0, init=False, repr=False)  # per unit of energy
+    _limits: WorkerLimits | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check every parameter."""
@@ -193,6 +208,13 @@ class RoundScheduler:
         """The length of a slot in seconds; 0 until it is known."""
         return 0.0 if math.isnan(self._slot) else self._slot
 
+    def begin_run(self) -> None:
+        """Begin with empty queues; what is known of the workers' links is kept."""
+        self._slot = math.nan if self.slot_seconds is None else self.slot_seconds
+        self._fleet, self._limits, self._decision = {}, None, None
+        for known in self._known.values():
+            known.delivered = 0.0
+
     # -- the course of a round --------------------------------------------------------
 
     def begin_round(
@@ -200,6 +222,7 @@ class RoundScheduler:
         candidates: Sequence[Candidate],
         partitions: Sequence[int],
         reply_bytes: int,
+        copies: int = 1,
     ) -> Admission | None:
         """Decide who takes part.
 
@@ -211,6 +234,9 @@ class RoundScheduler:
             The partitions of the round.
         reply_bytes : int
             Bytes of one reply, positive.
+        copies : int (default: 1)
+            By how many of those who take part each partition should be held, where as
+            many hold it.
 
         Returns
         -------
@@ -233,46 +259,72 @@ class RoundScheduler:
                 return None
             self._slot = float(np.sum(reply_bytes / alive))
         self._fair = len(partitions) / len(candidates)
-        wanted = set(partitions)
-        held = [wanted.intersection(c.holdings) for c in candidates]
-        able = np.array([bool(h) for h in held])
+        held = _wanted_of(candidates, partitions)
+        holding = np.array([bool(h) for h in held])
+        idle = np.array([c.idle for c in candidates])
+        able = holding & idle
         units = self._enlist(candidates, rates * self._slot / reply_bytes)
-        backlog = self.scheduler.backlog
+        backlog, battery = self.scheduler.backlog, self.scheduler.battery
+        assert self._limits is not None
+        charged = battery >= self._limits.transmit_energy + self._limits.compute_energy
         self._decision = self.scheduler.step(
             Observation(
                 rates=units,
                 offered=able.astype(float),
-                harvest=np.array([c.harvest for c in candidates]),
-                sendable=np.ones(len(candidates)),
+                harvest=np.array([c.harvest for c in candidates]) / self._joules,
+                sendable=able.astype(float),
             )
         )
         taking_part = (self._decision.shares > 0) & able
-        self._cover(taking_part, backlog * units, held, len(partitions))
+        order = np.argsort(-backlog * units, kind="stable")
+        spare = [i for i in map(int, order) if able[i] & charged[i] & (rates[i] > 0)]
+        self._cover(taking_part, spare, held, len(partitions), copies)
         self._taking_part = taking_part
-        # What nobody asked for is shared equally, also with those who only help out.
-        count = max(int(taking_part.sum()), 1)
-        spare = max(1.0 - float(self._decision.shares[taking_part].sum()), 1e-3)
-        shares = np.where(taking_part, self._decision.shares + spare / count, 0.0)
+        # What nobody asked for is shared equally, also with those who only help out:
+        # to complete the round, or when they are free.
+        admitted = taking_part | (holding & ~idle & charged)
+        count = max(int(admitted.sum()), 1)
+        left = max(1.0 - float(self._decision.shares[admitted].sum()), 1e-3)
+        shares = np.where(admitted, self._decision.shares + left / count, 0.0)
         shares /= max(float(shares.sum()), 1e-300)
-        admission = Admission({}, {}, {}, {})
-        for i in map(int, np.flatnonzero(taking_part)):
-            worker, share = candidates[i].worker, float(shares[i])
-            known = self._known[worker]
-            known.participants = int(taking_part.sum())
+        admission = Admission(open=bool(taking_part.any()))
+        paid = self._paid_for(candidates, battery)
+        for i in map(int, np.flatnonzero(admitted)):
+            worker = candidates[i].worker
+            self._known[worker].participants = int(taking_part.sum())
             admission.limits[worker] = math.ceil(self.max_load * self._fair)
-            admission.shares[worker] = share
+            if paid[i] < math.inf:
+                admission.ceilings[worker] = int(paid[i])
+            admission.shares[worker] = float(shares[i])
             admission.airtime[worker] = float(reply_bytes / max(rates[i], 1e-9))
             download = candidates[i].download
-            if download is not None:
+            if download is not None and download < math.inf:
                 admission.download[worker] = download
         return admission
+
+    def _paid_for(self, candidates: Sequence[Candidate], battery: Floats) -> Floats:
+        """Return how many partitions each battery pays for, beside a slot's sending."""
+        assert self._limits is not None
+        each = np.array(
+            [
+                c.device.compute_joules(c.device.seconds_per_partition)
+                if c.device
+                else 0.0
+                for c in candidates
+            ]
+        )
+        left = np.maximum(battery - self._limits.transmit_energy, 0.0) * self._joules
+        paid = np.full(len(candidates), np.inf)
+        np.divide(left, each, out=paid, where=(each > 0) & np.isfinite(left))
+        whole: Floats = np.floor(paid)
+        return whole
 
     def _rates(self, candidates: Sequence[Candidate]) -> Floats | None:
         """Return rates in bytes per second; None where none is known."""
         for candidate in candidates:
-            known = self._known.setdefault(candidate.worker, _Known())
+            new = _Known(participants=len(candidates))
+            known = self._known.setdefault(candidate.worker, new)
             known.arrived, known.battery = 0, math.nan
-            known.participants = len(candidates)
             if candidate.rate is not None:
                 known.rate = candidate.rate
         rates = np.array([self._known[c.worker].rate for c in candidates])
@@ -323,11 +375,11 @@ class RoundScheduler:
         arrived = np.array([k.arrived for k in known])
         served = np.maximum(arrived, self._taking_part)
         assert self._limits is not None
-        measured = np.array([k.battery for k in known])
+        measured = np.array([k.battery for k in known]) / self._joules
         measured[np.isinf(self._limits.capacity)] = math.nan
         measured = np.clip(measured, 0.0, self._limits.capacity)
         self.scheduler.settle(served=served, battery=measured)
-        battery = self.scheduler.battery
+        battery = self.scheduler.battery * self._joules
         return RoundStatistics(
             dict(zip(self._fleet, self._decision.admitted.tolist(), strict=True)),
             dict(zip(self._fleet, self.scheduler.backlog.tolist(), strict=True)),
@@ -347,12 +399,46 @@ class RoundScheduler:
         if workers != list(self._fleet) or self._limits is None:
             keep = np.array([self._fleet.get(w, -1) for w in workers], dtype=np.int64)
             fresh = self._limits is None
-            self._limits = self._worker_limits(candidates, units, keep)
-            self.scheduler.begin(self._limits, None if fresh else keep)
+            try:
+                self._begin(candidates, units, keep)
+            except InvalidInputError:
+                fresh, self._limits = True, None
+                self._find_unit(candidates, units)
             self._fleet = {w: i for i, w in enumerate(workers)}
             if fresh:
                 self._prime(candidates, units)
+        assert self._limits is not None
         return np.minimum(units, self._limits.max_rate)
+
+    def _find_unit(self, candidates: Sequence[Candidate], units: Floats) -> None:
+        """Begin with energies in the largest unit that the batteries allow.
+
+        A smaller unit makes energy dearer beside data: a price that rises more steeply,
+        over a smaller part of the battery.
+        """
+        refused: InvalidInputError | None = None
+        for quarterings in range(_UNITS):
+            self._joules = 4.0**-quarterings
+            try:
+                self._begin(candidates, units, np.full(len(candidates), -1))
+                return
+            except InvalidInputError as error:
+                refused = refused or error  # the first one speaks of joules
+        workers = [c.worker for c in candidates[:20]]
+        raise InvalidInputError(
+            f"{refused} (Workers are counted from 0 in the order {workers}.)"
+        )
+
+    def _begin(
+        self,
+        candidates: Sequence[Candidate],
+        units: Floats,
+        keep: NDArray[np.int64],
+    ) -> None:
+        """Have the scheduler take on the fleet."""
+        limits = self._worker_limits(candidates, units, keep)
+        self.scheduler.begin(limits, None if self._limits is None else keep)
+        self._limits = limits
 
     def _worker_limits(
         self,
@@ -361,23 +447,33 @@ class RoundScheduler:
         keep: NDArray[np.int64],
     ) -> WorkerLimits:
         devices = [c.device or _MAINS for c in candidates]
-        # Faster than this, a link never delays anybody's replies.
+        # Faster than this, a link never delays anybody's replies. A link that is dead
+        # at first may come to life.
         ample = 4.0 * len(candidates)
-        max_rate = np.clip(_SPARE * units, 1e-6, ample)
+        max_rate = np.clip(_SPARE * np.maximum(units, np.median(units)), 1e-6, ample)
+        most = math.ceil(self.max_load * self._fair)
+        compute = np.array(
+            [d.compute_joules(d.seconds_per_partition * most) for d in devices]
+        )
+        compute /= self._joules
         if self._limits is not None:
+            # A battery that was large enough does not become too small as others leave.
             old = keep >= 0
             max_rate[old] = self._limits.max_rate[keep[old]]
+            compute[old] = self._limits.compute_energy[keep[old]]
         capacity = np.array([d.capacity_joules for d in devices])
-        most = self.max_load * self._fair
+        known = [
+            d.battery_joules if c.battery is None else c.battery
+            for c, d in zip(candidates, devices, strict=True)
+        ]
         return WorkerLimits(
             max_rate=max_rate,
             max_admission=np.ones(len(candidates)),
-            transmit_energy=np.array([d.transmit_joules(self._slot) for d in devices]),
-            compute_energy=np.array(
-                [d.compute_joules(d.seconds_per_partition * most) for d in devices]
-            ),
-            capacity=capacity,
-            battery=np.array([d.battery_joules for d in devices]),
+            transmit_energy=np.array([d.transmit_joules(self._slot) for d in devices])
+            / self._joules,
+            compute_energy=compute,
+            capacity=capacity / self._joules,
+            battery=np.clip(known, 0.0, capacity) / self._joules,
         )
 
     def _prime(self, candidates: Sequence[Candidate], units: Floats) -> None:
@@ -403,34 +499,46 @@ class RoundScheduler:
     def _cover(
         self,
         taking_part: NDArray[np.bool_],
-        weights: Floats,
+        spare: Sequence[int],
         held: Sequence[Collection[int]],
         count: int,
+        copies: int,
     ) -> None:
         """Have more workers take part, best first, until all partitions have a place.
 
-        A round is exact only if every partition is computed by somebody, so that a
-        scheduler's refusal gives way to it; an empty battery does not.
+        A round is exact only if every partition is computed by somebody, and is held
+        by more if that one straggles; a scheduler's refusal gives way to that.
         """
-        assert self._limits is not None
-        spare = self.scheduler.battery >= (
-            self._limits.transmit_energy + self._limits.compute_energy
-        )
         room = math.ceil(self.max_load * self._fair)
-        covered: set[int] = set().union(
-            *(held[i] for i in map(int, np.flatnonzero(taking_part)))
-        )
-        wanted = set().union(*held)
+        lacking = dict.fromkeys(set().union(*held), copies)
+
+        def takes_part(i: int) -> None:
+            for partition in held[i]:
+                lacking[partition] -= 1
+
+        for i in map(int, np.flatnonzero(taking_part)):
+            takes_part(i)
         places = room * int(taking_part.sum())
-        for i in map(int, np.argsort(-weights, kind="stable")):
-            if covered >= wanted and places >= count:
+        for i in spare:
+            covered = max(lacking.values(), default=0) <= 0
+            if covered and places >= count:
                 break
-            if taking_part[i] or not spare[i] or not held[i]:
-                continue
-            if covered >= wanted or not covered.issuperset(held[i]):
+            if not taking_part[i] and (
+                covered or any(lacking[partition] > 0 for partition in held[i])
+            ):
                 taking_part[i] = True
-                covered |= set(held[i])
+                takes_part(i)
                 places += room
+
+
+def _wanted_of(
+    candidates: Sequence[Candidate], partitions: Sequence[int]
+) -> list[set[int]]:
+    """Return which of the partitions each holds; read once where workers share them."""
+    wanted = set(partitions)
+    distinct = {id(c.holdings): c.holdings for c in candidates}
+    read = {key: wanted.intersection(held) for key, held in distinct.items()}
+    return [read[id(c.holdings)] for c in candidates]
 
 
 def _updated(old: float, measured: float) -> float:

@@ -187,7 +187,7 @@ def test_new_weights_hold_from_now_on() -> None:
     carrier.add("old", 0.0, 100.0, LINK)
     carrier.add("new", 0.0, 150.0, LINK)
     assert carrier.next(until=1.0) is None
-    carrier.reweight("old", 1 / 3)
+    carrier.reweight({"old": 1 / 3})
     # 50 bytes each by 1; then the new one has 3/4, and is done with 100 more at 7/3,
     # when the old one has 50/3 left.
     assert drain(carrier) == pytest.approx({"new": 1 + 4 / 3, "old": 2.5})
@@ -199,7 +199,7 @@ def test_the_weight_of_an_upload_yet_to_start_can_change() -> None:
     carrier = SharedCarrier()
     carrier.add("first", 0.0, 100.0, LINK)
     carrier.add("second", 0.5, 60.0, LINK)
-    carrier.reweight("second", 3.0)
+    carrier.reweight({"second": 3.0})
     # 50 bytes by 0.5; 3/4 bring the second its 60 by 1.3, the first 20 more.
     assert drain(carrier) == pytest.approx({"second": 1.3, "first": 1.6})
 
@@ -209,11 +209,11 @@ def test_an_upload_that_is_sent_already_does_not_come_back() -> None:
     carrier.add("far", 0.0, 100.0, Link(100.0, rtt=4.0))
     carrier.add("near", 0.0, 200.0, LINK)
     assert carrier.next(until=2.5) is None  # the far one was sent at 2
-    carrier.reweight("far", 99.0)
+    carrier.reweight({"far": 99.0})
     assert drain(carrier) == pytest.approx({"near": 3.0, "far": 4.0})
     alone = SharedCarrier(dedicated=True)
     alone.add("far", 0.0, 100.0, LINK)
-    alone.reweight("far", 0.1)
+    alone.reweight({"far": 0.1})
     assert drain(alone) == {"far": 1.0}
 
 
@@ -222,7 +222,7 @@ def test_a_weight_can_change_while_another_upload_ends() -> None:
     for job in ("a", "b", "c"):
         carrier.add(job, 0.0, 100.0, LINK)
     assert carrier.next(math.inf) == ("a", 3.0)
-    carrier.reweight("c", 7.0)  # all three have ended at once
+    carrier.reweight({"c": 7.0})  # all three have ended at once
     assert drain(carrier) == {"b": 3.0, "c": 3.0}
 
 
@@ -248,7 +248,7 @@ def test_bytes_are_conserved_whatever_the_weights_become(
         while completion := carrier.next(max(until, carrier.now)):
             done[completion[0]] = completion[1]
         if job < len(jobs) and job not in done:
-            carrier.reweight(job, weight)
+            carrier.reweight({job: weight})
     done |= drain(carrier)
 
     assert len(done) == len(jobs)
@@ -277,9 +277,9 @@ def busy_carrier() -> SharedCarrier:
         (lambda c: c.add(1, 2.0, -1.0, LINK), "size must be .* got -1.0"),
         (lambda c: c.add(1, 2.0, 1.0, LINK, 0.0), "weight must be .* got 0.0"),
         (lambda c: c.add(1, 2.0, 1.0, LINK, math.nan), "weight must be .* got nan"),
-        (lambda c: c.reweight("job", 0.0), "weight must be .* got 0.0"),
-        (lambda c: c.reweight("job", math.inf), "weight must be .* got inf"),
-        (lambda c: c.reweight(1, 1.0), "No upload 1 is in progress"),
+        (lambda c: c.reweight({"job": 0.0}), "weight must be .* got 0.0"),
+        (lambda c: c.reweight({"job": math.inf}), "weight must be .* got inf"),
+        (lambda c: c.reweight({1: 1.0}), "No upload 1 is in progress"),
         (lambda c: c.next(1.0), r"before now \(1.5\), got 1.0"),
         (lambda c: c.next(math.nan), "got nan"),
         (lambda c: c.airtime("job"), "No job 'job' has completed"),

@@ -265,18 +265,20 @@ def test_on_the_wall_clock_rates_are_measured_and_batteries_reported(
     rates = {node: known.rate for node, known in scheduler._known.items()}
     assert rates[100] < min(rates[n] for n in range(101, 106))
     lowest = scalar(strategy.round_metrics[4], "battery-lowest-joules")
-    assert 890.0 <= lowest <= 905.0  # spent since it was last measured, at most
+    assert 850.0 <= lowest <= 905.0  # spent since it was last measured, at most
 
 
-def test_a_battery_too_small_for_v_says_which_v_it_allows(
+def test_a_battery_too_small_for_a_round_is_named(
     federation: type[Federation], coded_client: Client
 ) -> None:
-    tiny = Device(1.0, 2.0, 1.0, capacity_joules=60.0)
+    tiny = Device(1.0, 2.0, 1.0, capacity_joules=10.0)  # a round may take 17 J
     strategy = virtual(
         scheduler=RoundScheduler(LyapunovScheduler(v=1000.0), slot_seconds=1.0),
         network=EdgeNetwork(links=links(0.5), devices=[tiny]),
     )
-    with pytest.raises(InvalidInputError, match=r"60 J.*v = 1000"):
+    with pytest.raises(
+        InvalidInputError, match=r"10 J.*v = 1000.*below one transmission"
+    ):
         federation(6, app=steady(coded_client)).run(strategy)
 
 
