@@ -85,6 +85,8 @@ class Spent:
         shortest among the replies used.
     useful_airtime : float
         Seconds that the uploads of the replies used took.
+    partitions : int
+        How many are in the update.
     redundancy : float
         How often a partition was given out, on average.
     accuracy : float
@@ -97,6 +99,7 @@ class Spent:
     airtime: float
     useful_compute: float
     useful_airtime: float
+    partitions: int
     redundancy: float
     accuracy: float = math.nan
 
@@ -151,8 +154,8 @@ class _Watch:
         )
 
 
-def _useful(done: CodedRound, grid: StagedGrid) -> tuple[float, float]:
-    """Return the useful seconds of computing and of airtime, before decoding."""
+def _useful(done: CodedRound, grid: StagedGrid) -> tuple[float, float, int]:
+    """Return useful seconds of computing and airtime, and partitions in the update."""
     outcome = done.outcome
     assert outcome is not None
     shortest: dict[int, float] = {}
@@ -166,10 +169,10 @@ def _useful(done: CodedRound, grid: StagedGrid) -> tuple[float, float]:
         if isinstance(grid.ledger, _Ledger):
             place = grid.place(done.plan.dispatches[key].worker)
             airtime += grid.ledger.replies[place, sum(summary.compute_seconds)]
-    return math.fsum(shortest.values()), airtime
+    return math.fsum(shortest.values()), airtime, len(shortest)
 
 
-def _spent(metrics: Mapping[str, Any], useful: tuple[float, float]) -> Spent:
+def _spent(metrics: Mapping[str, Any], useful: tuple[float, float, int]) -> Spent:
     return Spent(
         seconds=metrics["elapsed-seconds"],
         exact=metrics["residual"] < 1e-6 and not metrics["skipped"],
@@ -177,6 +180,7 @@ def _spent(metrics: Mapping[str, Any], useful: tuple[float, float]) -> Spent:
         airtime=metrics.get("airtime-seconds", math.nan),
         useful_compute=useful[0],
         useful_airtime=useful[1],
+        partitions=useful[2],
         redundancy=metrics["redundancy"],
     )
 

@@ -5,16 +5,21 @@ Of each round, with all work that goes on after it has decoded:
 - *computing*: seconds of one computation of each partition in the update (the shortest
   among the replies used) over the seconds that all workers compute;
 - *airtime*: seconds of the carrier that the replies used took over those of all;
-- *presence*: the same useful seconds of computing over workers × length of the round:
-  waiting counts against it, where the other two only count work that is thrown away.
+- *presence*: the seconds that the partitions in the update take the workers when nobody
+  straggles, on average, over workers × length of the round. Waiting counts against it,
+  and so does straggling; the other two only count work that is thrown away, and to them
+  the long hours of a straggler that is waited for are useful.
 
 Each is a ratio of sums over all rounds of a seed.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from two_stage_coded.task import delay_model
 
 from figures.federation import mean_of, settle, simulate
 from figures.output import (
@@ -32,7 +37,7 @@ PROBABILITIES = (0.0, 0.05, 0.1, 0.2, 0.4)
 KINDS = {
     "compute utilisation": "useful ÷ all seconds of computing",
     "airtime utilisation": "useful ÷ all seconds of airtime",
-    "presence": "useful computing ÷ (workers × round)",
+    "presence": "usual computing ÷ (workers × round)",
 }
 
 
@@ -86,10 +91,13 @@ def shares(scheme: str, changes: dict[str, Any], rounds: int) -> dict[str, float
     settings, config = settle(**changes)
     spent = simulate(scheme, settings, config, rounds)
     useful = mean_of(spent, "useful_compute")
+    delays = delay_model(replace(settings, straggler_probability=0.0))
+    nodes = range(settings.num_nodes)
+    usual = sum(delays.compute_seconds(n, 1, 0) for n in nodes) / len(nodes) ** 2
     return {
         "compute utilisation": useful / mean_of(spent, "compute"),
         "airtime utilisation": mean_of(spent, "useful_airtime")
         / mean_of(spent, "airtime"),
-        "presence": useful / (settings.num_nodes * mean_of(spent, "seconds")),
+        "presence": mean_of(spent, "partitions") * usual / mean_of(spent, "seconds"),
         "redundancy": mean_of(spent, "redundancy"),
     }
