@@ -270,7 +270,7 @@ class RoundScheduler:
         self._decision = self.scheduler.step(
             Observation(
                 rates=units,
-                offered=able.astype(float),
+                offered=holding.astype(float),
                 harvest=np.array([c.harvest for c in candidates]) / self._joules,
                 sendable=able.astype(float),
             )
