@@ -532,10 +532,10 @@ def test_whatever_happens(seed: int, cold: bool, price: float) -> None:
         seed=seed,
         options=TwoStageOptions(redundancy_price=price),
     )
-    end = play(plan, seconds, joining + leaving + returning, timeout=5000.0)
+    end = play(plan, seconds, joining + leaving + returning, timeout=50_000.0)
     assert_consistent(plan)
     if plan.dispatches and (not cold or plan.received):
-        assert end < 5000.0
+        assert end < 50_000.0
 
 
 def test_workers_freed_during_stage_two_take_over_what_would_last_longer() -> None:
@@ -726,8 +726,8 @@ def test_whatever_the_airtime_and_the_limits(seed: int, same: bool) -> None:
         options=TwoStageOptions(redundancy_price=float(rng.choice([0.0, 0.2, 2.0]))),
     )
     slow = {w for w in range(1, workers) if rng.random() < 0.3}
-    end = play(plan, on_carrier(airtime, slow), timeout=5000.0)
+    end = play(plan, on_carrier(airtime, slow), timeout=50_000.0)
     assert_consistent(plan)
     if plan.received:
-        assert end < 5000.0
+        assert end < 50_000.0
         assert plan.outcome().exact
