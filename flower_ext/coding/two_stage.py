@@ -256,25 +256,27 @@ class TwoStagePlan(RoundPlan):
         self._expected |= {w: s for w, s in uploads.items() if s > 0}
         self.history.announce(self.server_round, self._expected)
 
-    def _crew(self, workers: list[int], wanted: list[int]) -> list[int]:
-        """Return who of the idle should share a carrier, and expect what that costs."""
-        if self._airtime is None:
+    def _chosen(self, workers: list[int], wanted: list[int]) -> list[int]:
+        """Return who of the idle should share a carrier to compute the partitions."""
+        if self._airtime is None or not wanted or not self._all_hold(workers, wanted):
             return workers
-        if self._all_hold(workers, wanted):
-            seconds, _ = self.history.typical(workers, self.server_round)
-            redundancy = min(self.options.max_stage_two_redundancy, len(workers) - 1)
-            chosen = self._airtime.crew(
-                workers,
-                len(wanted),
-                np.maximum(seconds, 1e-9),
-                redundancy,
-                self._room(workers, wanted),
-            )
-            workers = [workers[i] for i in chosen]
+        seconds, _ = self.history.typical(workers, self.server_round)
+        redundancy = min(self.options.max_stage_two_redundancy, len(workers) - 1)
+        chosen = self._airtime.crew(
+            workers,
+            len(wanted),
+            np.maximum(seconds, 1e-9),
+            redundancy,
+            self._room(workers, wanted),
+        )
+        return [workers[i] for i in chosen]
+
+    def _uploads(self, workers: list[int]) -> Floats:
+        """Return what replies take if all begin now, beside those under way."""
+        assert self._airtime is not None
         sending = {self.dispatches[k].worker for k in self.outstanding}
         taken = self._airtime.upload_seconds(sorted(sending.union(workers)))
-        self._expect({w: taken[w] for w in workers})
-        return workers
+        return np.array([taken[w] for w in workers])
 
     def _room(self, workers: list[int], wanted: list[int]) -> Ints | None:
         """Return how many partitions idle workers may be given, so that all fit in."""
@@ -310,7 +312,8 @@ class TwoStagePlan(RoundPlan):
         self._revise_below = int(_REVISE * len(self.outstanding))
         self._revise_from = math.ceil(len(self._holdings) / _REVISE)
         keys = list(self.outstanding)
-        able = self._able({p for k in keys for p in self.dispatches[k].partitions})
+        wanted = {p for k in keys for p in self.dispatches[k].partitions}
+        able = self._chosen(self._able(wanted), sorted(wanted))
         workers = [*able, *(self.dispatches[k].worker for k in keys)]
         size = self._scenarios(len(workers))
         arrivals = self._arrivals(keys, at, size)
@@ -319,15 +322,20 @@ class TwoStagePlan(RoundPlan):
         seconds, overhead = self.history.sample_again(
             workers, self.server_round, size, self._rng
         )
+        if self._airtime is not None and able:
+            _, usual = self.history.typical(able, self.server_round)
+            foreseen = self._uploads(able)
+            ratio = overhead[:, : len(able)] / np.where(usual > 0, usual, 1.0)
+            overhead[:, : len(able)] = np.where(usual > 0, ratio, 1.0) * foreseen
         grid = np.quantile(arrivals, _STOPS)
         grid = grid[grid > 1.01 * at]
         stops = [*([at] if able else []), *grid.tolist(), math.inf]
-        times, again = completion_if_stopped(
+        times, redone = completion_if_stopped(
             stops, arrivals, loads, pending, seconds, overhead
         )
         costs = [
             self._cost(time, float(work.mean()))
-            for time, work in zip(times, again, strict=True)
+            for time, work in zip(times, redone, strict=True)
         ]
         choice = int(np.argmin(costs))
         if not self._timed:  # later, the silence itself would put the deadline off
@@ -480,7 +488,10 @@ class TwoStagePlan(RoundPlan):
         missing = [p for p in lost if p in reach]
         if not missing:
             return []
-        workers = self._crew(able, missing)
+        workers = self._chosen(able, missing)
+        if self._airtime is not None:
+            uploads = self._uploads(workers).tolist()
+            self._expect(dict(zip(workers, uploads, strict=True)))
         held = [self._idle[w] for w in workers]
         limits = self._room(workers, missing)
         if limits is not None:
