@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out", type=Path, required=True, help="folder, made if need be"
     )
     parser.add_argument("--only", help=f"names out of {', '.join(FIGURES)}")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, help="5, or 2 with --quick")
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST")
     parser.add_argument("--cifar-dir", type=Path, help="folder with CIFAR-10")
     parser.add_argument("--traces", help="files of link traces, separated by commas")
@@ -55,11 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="small, within a minute")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args(argv)
+    seeds = (2 if args.quick else 5) if args.seeds is None else args.seeds
     names = args.only.split(",") if args.only else list(FIGURES)
     unknown = [name for name in names if name not in FIGURES]
     if unknown:
         parser.error(f"no figure {unknown[0]!r}: choose from {', '.join(FIGURES)}")
-    if args.seeds < 1 or args.workers < 1:
+    if seeds < 1 or args.workers < 1:
         parser.error("--seeds and --workers must be at least 1")
     traces = [Path(p.strip()).absolute() for p in (args.traces or "").split(",") if p]
     folders = {"mnist": args.data_dir, "cifar10": args.cifar_dir}
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"there is no {path}")
     options = Options(
         out=args.out,
-        seeds=args.seeds,
+        seeds=seeds,
         data={name: str(path.absolute()) for name, path in folders.items() if path},
         traces=",".join(map(str, traces)) or "synthetic",
         devices=str(args.devices.absolute()) if args.devices else "synthetic",

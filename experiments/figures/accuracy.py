@@ -200,6 +200,7 @@ def time_to_target(options: Options, workers: Workers) -> list[Path]:
             )
         if drawn:
             errors(axes, shown, drawn, scheme, **STYLE[scheme])
+    axes.set_xticks(counts)
     axes.set_xlabel(f"workers {SLOWDOWN:g} times slower in a round (of 12)")
     axes.set_ylabel(f"time to accuracy {target:g} (s)")
     axes.set_ylim(bottom=0.0)
