@@ -60,8 +60,9 @@ class CodedStrategy(FedAvg):
         The run seed that each partition's training is seeded from, at least 0; by
         default the run-config's ``seed``, else 0.
     network : EdgeNetwork, optional
-        The workers' links and devices. Links are simulated, and devices' energy is
-        counted, with ``clock="virtual"`` only.
+        The workers' links and devices; worker i is the node of partition-id i. Links
+        are simulated, and energy is counted, with ``clock="virtual"`` only; in a real
+        federation the devices tell a scheduler what work costs.
     **fedavg : Any
         All keyword arguments of Flower's
         :class:`~flwr.serverapp.strategy.FedAvg`. `fraction_train` and

@@ -111,7 +111,7 @@ class TwoStageCoded(CodedStrategy):
             f"at a price of {self.options.redundancy_price:g}",
             "Scheduler": "none"
             if self.scheduler is None
-            else type(self.scheduler.scheduler).__name__,
+            else repr(self.scheduler.scheduler),
             **super()._described(),
         }
 
@@ -233,6 +233,7 @@ class TwoStageCoded(CodedStrategy):
             "backlog-mean": math.fsum(backlog) / len(backlog),
             "backlog-max": max(backlog),
             "fairness": told.fairness,
+            "taking-part": told.taking_part,
         }
         if told.battery and grid.ledger is None:
             measured["battery-lowest-joules"] = min(told.battery.values())

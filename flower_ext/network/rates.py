@@ -154,8 +154,8 @@ class TraceRate:
     (20.0, 1.5333333333333332)
     """
 
-    times: Sequence[float]
-    bytes_per_second: Sequence[float]
+    times: Sequence[float] = field(repr=False)
+    bytes_per_second: Sequence[float] = field(repr=False)
     offset: float = 0.0
     _edges: list[float] = field(init=False, repr=False, compare=False)
     _totals: list[float] = field(init=False, repr=False, compare=False)

@@ -50,8 +50,8 @@ class Trace:
     """
 
     name: str
-    times: Sequence[float]
-    bytes_per_second: Sequence[float]
+    times: Sequence[float] = field(repr=False)
+    bytes_per_second: Sequence[float] = field(repr=False)
     rate: TraceRate = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -86,7 +86,10 @@ Floats = NDArray[np.float64]
 
 
 class LyapunovScheduler(QueueScheduler):
-    """Drift-plus-penalty scheduling; see the module for the rule and its proofs.
+    """Drift-plus-penalty scheduling.
+
+    The rule, and the proofs of its bounds, are in the docstring of its module,
+    :mod:`flower_ext.scheduling.lyapunov`. A_max is 1 reply in a federation's rounds.
 
     Parameters
     ----------
@@ -109,6 +112,7 @@ class LyapunovScheduler(QueueScheduler):
     --------
     Two workers on mains share a carrier that either could fill with two units a slot.
 
+    >>> import numpy as np
     >>> from flower_ext.scheduling import Observation, WorkerLimits
     >>> scheduler = LyapunovScheduler(v=10.0)
     >>> nothing, much = np.zeros(2), np.full(2, np.inf)
@@ -138,6 +142,13 @@ class LyapunovScheduler(QueueScheduler):
             )
         self.v = float(v)
         self.utility: Utility = LogUtility() if utility is None else utility
+
+    def __repr__(self) -> str:
+        """Return how to make it."""
+        return (
+            f"LyapunovScheduler(v={self.v:g}, utility={self.utility!r}, "
+            f"carrier={self.carrier!r})"
+        )
 
     def begin(
         self, limits: WorkerLimits, keep: NDArray[np.int64] | None = None
@@ -257,8 +268,9 @@ class LyapunovScheduler(QueueScheduler):
             fix = (
                 f"the largest v that its capacity allows is {allowed / slope:.6g}"
                 if allowed > 0
-                else f"its capacity is below one transmission ({slot[i]:.6g} J) and "
-                f"the reserve that even the smallest v needs ({least:.6g} J in all)"
+                else "its capacity is below one transmission and computing "
+                f"({slot[i]:.6g} J) and the reserve that the smallest v needs "
+                f"({least:.6g} J in all)"
             )
             raise InvalidInputError(
                 f"The battery of worker {i} holds {limits.capacity[i]:.6g} J, less "

@@ -121,12 +121,15 @@ class RoundStatistics:
         Jain's index of the partitions delivered since the run began, in (0, 1].
     battery : dict[int, float]
         Joules, of the workers with a battery.
+    taking_part : int
+        How many workers the round began with.
     """
 
     admitted: dict[int, float]
     backlog: dict[int, float]
     fairness: float
     battery: dict[int, float]
+    taking_part: int
 
 
 @dataclass
@@ -143,6 +146,10 @@ class _Known:
 @dataclass
 class RoundScheduler:
     """Applies a scheduler to rounds.
+
+    A strategy is given it and calls its methods itself::
+
+        TwoStageCoded(scheduler=RoundScheduler(LyapunovScheduler(v=20.0), max_load=4.0))
 
     Parameters
     ----------
@@ -181,8 +188,8 @@ class RoundScheduler:
         needed = ("begin", "step", "settle", "backlog", "battery")
         if not all(hasattr(type(self.scheduler), name) for name in needed):
             raise InvalidInputError(
-                "scheduler must be one of flower_ext.scheduling (LyapunovScheduler, "
-                "MaxThroughput, RoundRobin, Random) or have their methods, got "
+                "scheduler must be an instance of one of flower_ext.scheduling, such "
+                "as LyapunovScheduler(v=20.0), or a RoundScheduler, got "
                 f"{self.scheduler!r}."
             )
         if getattr(self.scheduler, "carrier", "time-shared") != "time-shared":
@@ -389,6 +396,7 @@ class RoundScheduler:
                 for w, i in self._fleet.items()
                 if battery[i] < np.inf
             },
+            int(self._taking_part.sum()),
         )
 
     # -- the fleet --------------------------------------------------------------------
@@ -398,17 +406,28 @@ class RoundScheduler:
         workers = [c.worker for c in candidates]
         if workers != list(self._fleet) or self._limits is None:
             keep = np.array([self._fleet.get(w, -1) for w in workers], dtype=np.int64)
-            fresh = self._limits is None
-            try:
-                self._begin(candidates, units, keep)
-            except InvalidInputError:
-                fresh, self._limits = True, None
+            fresh = self._limits is None or not self._fits(candidates, units, keep)
+            if fresh:
+                self._limits = None
                 self._find_unit(candidates, units)
             self._fleet = {w: i for i, w in enumerate(workers)}
             if fresh:
                 self._prime(candidates, units)
         assert self._limits is not None
         return np.minimum(units, self._limits.max_rate)
+
+    def _fits(
+        self,
+        candidates: Sequence[Candidate],
+        units: Floats,
+        keep: NDArray[np.int64],
+    ) -> bool:
+        """Have the scheduler take on a changed fleet; return whether it could."""
+        try:
+            self._begin(candidates, units, keep)
+        except InvalidInputError:
+            return False
+        return True
 
     def _find_unit(self, candidates: Sequence[Candidate], units: Floats) -> None:
         """Begin with energies in the largest unit that the batteries allow.
@@ -424,9 +443,13 @@ class RoundScheduler:
                 return
             except InvalidInputError as error:
                 refused = refused or error  # the first one speaks of joules
-        workers = [c.worker for c in candidates[:20]]
+        assert self._limits is None
+        least = self._worker_limits(candidates, units, np.full(len(candidates), -1))
+        slot = (least.transmit_energy + least.compute_energy) * self._joules
         raise InvalidInputError(
-            f"{refused} (Workers are counted from 0 in the order {workers}.)"
+            f"{refused} A round may take {slot.max():.4g} J of a battery (max_load = "
+            f"{self.max_load:g} fair shares of computing, a slot of sending): give the "
+            "devices a larger capacity_joules, or lower max_load or slot_seconds."
         )
 
     def _begin(

@@ -128,7 +128,9 @@ def test_a_capacity_below_theta_names_the_largest_v() -> None:
     with pytest.raises(InvalidInputError, match=r"largest v .* is 0\.3125"):
         LyapunovScheduler(v=0.3126).begin(fleet)
     small = limits(1, **BATTERY, capacity=0.7, battery=0.0)
-    with pytest.raises(InvalidInputError, match=r"below one transmission \(0\.75 J\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"below one transmission and computing \(0\.75 J\)"
+    ):
         LyapunovScheduler(v=0.1).begin(small)
 
 

@@ -327,7 +327,7 @@ def test_work_after_decoding_is_paid_for(
 
 
 def test_bad_schedulers_and_networks_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="scheduler must be one of"):
+    with pytest.raises(InvalidInputError, match="scheduler must be an instance"):
         TwoStageCoded(scheduler=cast(Any, "lyapunov"))
     with pytest.raises(InvalidInputError, match="time-shared"):
         TwoStageCoded(scheduler=LyapunovScheduler(carrier="ofdma"))

@@ -54,6 +54,8 @@ class RoundRecord:
     admitted, backlog_mean, backlog_max, fairness : float, optional
         The scheduler's: units admitted, units that wait, and Jain's index of what each
         node has delivered so far.
+    taking_part : int, optional
+        How many nodes the scheduler let the round begin with.
     """
 
     strategy: str
@@ -72,6 +74,7 @@ class RoundRecord:
     backlog_mean: float | None = None
     backlog_max: float | None = None
     fairness: float | None = None
+    taking_part: int | None = None
 
 
 @dataclass

@@ -42,6 +42,8 @@ def main(grid: Grid, context: Context) -> None:
     wait_for_nodes(grid, settings.num_nodes)
     data = load_data(settings.dataset, settings.data_dir, settings.download)
     load_partitions(settings)
+    if settings.scheduler != "none" and "two-stage" not in settings.names:
+        say("scheduler is set, but only the strategy two-stage has one: no effect.")
     say(
         f"{settings.dataset}: {len(data.train_labels)} training images in "
         f"{settings.num_partitions} partitions ({settings.split}), "
@@ -151,6 +153,7 @@ def record_round(
             backlog_mean=measured.get("backlog-mean"),
             backlog_max=measured.get("backlog-max"),
             fairness=measured.get("fairness"),
+            taking_part=measured.get("taking-part"),
         )
     )
 
