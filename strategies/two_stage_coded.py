@@ -16,11 +16,8 @@ from flower_ext.coding.payload import payload_dtype
 from flower_ext.coding.plan import RoundPlan
 from flower_ext.coding.two_stage import TwoStageOptions, TwoStagePlan
 from flower_ext.network.rates import Rate
-from flower_ext.scheduling.round_scheduler import (
-    Admission,
-    Candidate,
-    RoundScheduler,
-)
+from flower_ext.scheduling.admission import Admission, Candidate
+from flower_ext.scheduling.round_scheduler import RoundScheduler
 from flower_ext.scheduling.scheduler import Scheduler
 from flower_ext.strategies.coded_round import CodedRound, Measured
 from flower_ext.strategies.coded_strategy import CodedStrategy

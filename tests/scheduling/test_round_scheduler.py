@@ -21,8 +21,8 @@ from flower_ext.scheduling import (
     RoundScheduler,
     Scheduler,
 )
+from flower_ext.scheduling.admission import Admission, Candidate
 from flower_ext.scheduling.queues import Plan, QueueScheduler
-from flower_ext.scheduling.round_scheduler import Admission, Candidate
 
 Floats = NDArray[np.float64]
 

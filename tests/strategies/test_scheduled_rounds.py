@@ -17,7 +17,7 @@ from flower_ext.scheduling import (
     RoundRobin,
     RoundScheduler,
 )
-from flower_ext.scheduling.round_scheduler import Admission
+from flower_ext.scheduling.admission import Admission
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded
 from flower_ext.strategies.arrivals import NetworkArrivals
 
