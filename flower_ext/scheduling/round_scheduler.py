@@ -209,7 +209,8 @@ class RoundScheduler:
         paid = self._paid_for(candidates, battery)
         for i in map(int, np.flatnonzero(admitted)):
             worker = candidates[i].worker
-            self._known[worker].participants = int(taking_part.sum())
+            if taking_part[i]:  # a busy one still sends among those of its own round
+                self._known[worker].participants = int(taking_part.sum())
             admission.limits[worker] = math.ceil(self.max_load * self._fair)
             if paid[i] < math.inf:
                 admission.ceilings[worker] = int(paid[i])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -449,3 +450,16 @@ def test_whatever_happens_a_round_is_covered_and_the_queues_are_bounded(
             assert max(told.backlog.values()) <= 5.0 + 2.0  # Vφ′(0) + 2; 5 for others
             assert 1 / len(present) <= told.fairness <= 1 + 1e-12
             assert told.battery == {}
+
+
+def test_a_late_reply_was_sent_among_those_of_its_own_round() -> None:
+    rounds = RoundScheduler(Scripted(0.5, 0.5, 0.0, 0.0))
+    everybody = fleet([range(4)] * 4, [None] * 4)
+    assert rounds.begin_round(everybody, range(4), REPLY) is None
+    for worker in (0, 1, 2):
+        rounds.replied(worker, 1, upload_seconds=10.0, reply_bytes=REPLY)
+    rounds.end_round()
+    busy = [replace(c, idle=c.worker != 3) for c in everybody]
+    assert set(admitted(rounds, busy, 4).limits) == {0, 1, 3}
+    rounds.replied(3, 1, upload_seconds=10.0, reply_bytes=REPLY)
+    assert rounds._known[3].rate == pytest.approx(4 * REPLY / 10.0)
