@@ -48,7 +48,6 @@ class EnergySpent:
             "compute-seconds": now.compute_seconds - self.compute_seconds,
             "airtime-seconds": now.airtime - self.airtime,
         }
-        lowest = min(map(grid.ledger.level, places), default=math.inf)
-        if lowest < math.inf:
-            measured["battery-lowest-joules"] = lowest
+        if grid.ledger.lowest < math.inf:
+            measured["battery-lowest-joules"] = grid.ledger.lowest
         return measured
