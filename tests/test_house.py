@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("coding", "scheduling", "network")
+PURE = ("coding", "scheduling", "network", "models")
 
 
 def imported(source: Path) -> set[str]:
@@ -46,6 +46,11 @@ def test_server_and_client_do_not_import_each_other(room: str, other: str) -> No
             "flower_ext.coding",
             "CyclicRepetition FractionalRepetition HeterogeneityAware Uncoded decode "
             "decode_least_squares UndecodableError",
+        ),
+        (
+            "flower_ext.models",
+            "DEFAULT_DRAFT DEFAULT_TARGET LoadedModel ModelPair default_pair "
+            "load_model load_pair tokenizer_fingerprint",
         ),
         ("flower_ext.strategies", "TwoStageCoded CodedFedAvg"),
         ("flower_ext.clients", "CodedClientApp coded_mod straggler_mod"),

@@ -51,6 +51,16 @@ def test_the_wheel_holds_every_room_under_one_name(wheel: Path) -> None:
     assert "flower_ext/py.typed" in names
 
 
+def test_the_wheel_carries_the_default_pair(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+
+    for file in ("draft/model.safetensors", "draft/config.json"):
+        assert f"flower_ext/models/default/{file}" in names
+    for file in ("target/model.safetensors", "target/config.json"):
+        assert f"flower_ext/models/default/{file}" in names
+    assert "flower_ext/models/default/tokenizer/tokenizer.json" in names
+
+
 def test_the_wheel_imports_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (
