@@ -2,11 +2,13 @@
 
 How long they compute (delay models; devices, with what work costs their batteries),
 how fast their links are at every moment (rates, from constants, traces or fading),
-and how uploads share one carrier. Time is in seconds from the start of an experiment,
-sizes are in bytes, energy is in joules; every random draw is keyed.
+how uploads share one carrier, and the clocks that algorithms are given. Time is in
+seconds from the start of an experiment, sizes are in bytes, energy is in joules; every
+random draw is keyed.
 """
 
 from flower_ext.network.carrier import SharedCarrier
+from flower_ext.network.clocks import Clock, VirtualClock, WallClock
 from flower_ext.network.delays import DelayModel, RecordedDelays, SpeedProfile
 from flower_ext.network.device import Device, DeviceDelays
 from flower_ext.network.devices import load_flash, load_flash_links, synthetic_devices
@@ -26,6 +28,7 @@ from flower_ext.network.traces import Trace, load_traces, synthetic_traces, trac
 __all__ = [
     "BernoulliHarvest",
     "BernoulliSlowdown",
+    "Clock",
     "ConstantHarvest",
     "ConstantRate",
     "DelayModel",
@@ -44,6 +47,8 @@ __all__ = [
     "SpeedProfile",
     "Trace",
     "TraceRate",
+    "VirtualClock",
+    "WallClock",
     "load_flash",
     "load_flash_links",
     "load_traces",

@@ -1,0 +1,447 @@
+"""The edge's side: one large model that verifies the drafts of many devices.
+
+Drafts that arrive together are verified in one forward pass over ragged caches, each
+row with the logits that it would have alone. A session's cache grows by what is
+confirmed and is rolled back by what is rejected; under a memory budget the caches of
+sessions that have been idle longest are dropped, and rebuilt from their tokens when
+they return. Every random choice is keyed, so none of this changes a token.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.speculative.checks import check_draft
+from flower_ext.speculative.choices import Choices, KeyedChoices, Purpose
+from flower_ext.speculative.drafter import check_prompt
+from flower_ext.speculative.errors import MemoryBudgetError, UnknownSessionError
+from flower_ext.speculative.language_model import (
+    LanguageModel,
+    Row,
+    TransformersModel,
+    as_language_model,
+)
+from flower_ext.speculative.messages import Ask, Draft, Opening, Verdict
+from flower_ext.speculative.protocols import (
+    MOST_CANDIDATES,
+    VerificationProtocol,
+    accept,
+    protocol_named,
+)
+from flower_ext.speculative.sampling import Probabilities, Sampling
+
+__all__ = ["Verifier"]
+
+# A row with more new tokens than this would pad all others; it is caught up alone.
+_CAUGHT_UP_ALONE = 32
+
+
+@dataclass
+class _Session:
+    """What the edge remembers of one text.
+
+    Attributes
+    ----------
+    tokens : list[int]
+        The prompt, and the generated tokens that the edge knows.
+    start : int
+        How many tokens come before generated position 0.
+    cache : Any
+        Of a beginning of ``tokens``; None once it is evicted.
+    last_logits : torch.Tensor | None
+        After the last of ``tokens``, if the cache has all of them.
+    round : int
+        The last draft's number.
+    round_base : int
+        Generated tokens that were known when that round began.
+    rejected : tuple[int, numpy.ndarray] | None
+        Position and P_j of the token that this round rejected.
+    """
+
+    tokens: list[int]
+    start: int
+    sampling: Sampling
+    protocol: VerificationProtocol
+    choices: Choices
+    cache: Any = None
+    last_logits: torch.Tensor | None = None
+    round: int = 0
+    round_base: int = field(default=0)
+    rejected: tuple[int, Probabilities] | None = None
+
+    @property
+    def generated(self) -> int:
+        """The generated tokens that the edge knows."""
+        return len(self.tokens) - self.start
+
+    def forget_cache(self) -> None:
+        """Drop what can be computed again."""
+        self.cache = None
+        self.last_logits = None
+
+
+class Verifier:
+    """A model that verifies drafts, for any number of sessions.
+
+    Parameters
+    ----------
+    model : PreTrainedModel | LanguageModel
+        The large model.
+    vocab_size : int | None (default: None)
+        The ids that the drafters have too, where a model is padded to a larger
+        vocabulary; the target's law is then the one given that no other id comes.
+        None: all of the model's.
+    memory_budget : int | None (default: None)
+        Bytes that the caches of all sessions may hold between calls; None: no limit.
+        A call may hold a padded copy of its own rows' on top.
+
+    Raises
+    ------
+    InvalidInputError
+        If the model's cache cannot be rolled back, or the budget is not above 0.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | LanguageModel,
+        vocab_size: int | None = None,
+        memory_budget: int | None = None,
+    ) -> None:
+        if memory_budget is not None and memory_budget <= 0:
+            raise InvalidInputError(
+                f"memory_budget must be above 0 bytes, got {memory_budget}."
+            )
+        self.model = as_language_model(model, vocab_size)
+        self.memory_budget = memory_budget
+        self.evictions = 0
+        # From the longest idle to the last used.
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+
+    @property
+    def vocab_size(self) -> int:
+        """The ids it verifies."""
+        return self.model.vocab_size
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a text with its prompt, if the model has a limit."""
+        model = self.model
+        return model.max_length if isinstance(model, TransformersModel) else None
+
+    @property
+    def positions_processed(self) -> int:
+        """The positions its model has computed so far, padding not counted."""
+        return self.model.positions_processed
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions are open."""
+        return len(self._sessions)
+
+    @property
+    def cached_bytes(self) -> int:
+        """The bytes that the caches hold."""
+        return sum(
+            session.cache.nbytes
+            for session in self._sessions.values()
+            if session.cache is not None
+        )
+
+    def open(self, opening: Opening, choices: Choices | None = None) -> None:
+        """Open a session, or open it anew, and compute its prompt.
+
+        Parameters
+        ----------
+        opening : Opening
+            What is generated, and how.
+        choices : Choices | None (default: None)
+            The random choices; None: those keyed by the opening's seed.
+
+        Raises
+        ------
+        InvalidInputError
+            If anything in the opening is out of range.
+        MemoryBudgetError
+            If the prompt's cache alone exceeds the budget.
+        """
+        tokens = check_prompt(opening.prompt, self.vocab_size)
+        if not 0 <= opening.generated < len(tokens):
+            raise InvalidInputError(
+                f"generated must lie in [0, {len(tokens)}): some of the prompt's "
+                f"tokens are no generated ones, got {opening.generated}."
+            )
+        self._check_length(len(tokens))
+        session = _Session(
+            tokens,
+            len(tokens) - opening.generated,
+            Sampling(opening.temperature, opening.top_k, opening.top_p, opening.min_p),
+            protocol_named(opening.protocol, opening.candidates),
+            KeyedChoices(opening.seed) if choices is None else choices,
+            round_base=opening.generated,
+        )
+        self._sessions[opening.session] = session
+        try:
+            self._catch_up(session)
+        except BaseException:
+            del self._sessions[opening.session]
+            raise
+        self._evict([session])
+
+    def close(self, session: str) -> None:
+        """Forget a session; one that is not there is forgotten already."""
+        self._sessions.pop(session, None)
+
+    def check(self, session: str, message: Draft | Ask) -> None:
+        """Raise what :meth:`verify` or :meth:`answer` would, and change nothing."""
+        found = self._session(session)
+        if isinstance(message, Ask):
+            self._rejected(found, message)
+        else:
+            self._check(found, message)
+
+    def verify(self, session: str, draft: Draft) -> Verdict:
+        """Verify one draft.
+
+        Parameters
+        ----------
+        session : str
+            The session's name.
+        draft : Draft
+            The draft. The same round may be sent again: the verdict is the same.
+
+        Returns
+        -------
+        Verdict
+            How much of it is accepted, and what follows.
+
+        Raises
+        ------
+        UnknownSessionError
+            If there is no such session.
+        InvalidInputError
+            If the draft is malformed or does not follow the session's last round.
+        MemoryBudgetError
+            If the session's cache alone exceeds the budget.
+        """
+        found = self.verify_batch([(session, draft)])[0]
+        if isinstance(found, FlowerExtError):
+            raise found
+        return found
+
+    def verify_batch(
+        self, requests: Sequence[tuple[str, Draft]]
+    ) -> list[Verdict | FlowerExtError]:
+        """Verify drafts of different sessions in one forward pass.
+
+        Parameters
+        ----------
+        requests : Sequence[tuple[str, Draft]]
+            Sessions and their drafts, at most one of each session.
+
+        Returns
+        -------
+        list[Verdict | FlowerExtError]
+            In the order of the requests; an error where :meth:`verify` would raise it.
+
+        Raises
+        ------
+        InvalidInputError
+            If two drafts are of the same session.
+        """
+        if len({name for name, _ in requests}) < len(requests):
+            raise InvalidInputError(
+                "verify_batch takes one draft per session at a time: verify the second "
+                "after the first."
+            )
+        found: list[Verdict | FlowerExtError | None] = [None] * len(requests)
+        ready: list[tuple[int, _Session, Draft]] = []
+        for index, (name, draft) in enumerate(requests):
+            try:
+                session = self._session(name)
+                self._check(session, draft)
+                self._begin(session, draft)
+                ready.append((index, session, draft))
+            except FlowerExtError as error:
+                found[index] = error
+        if ready:
+            logits = self._logits([(session, draft) for _, session, draft in ready])
+            for (index, session, draft), rows in zip(ready, logits, strict=True):
+                found[index] = self._judge(session, draft, rows)
+            self._evict([session for _, session, _ in ready])
+        return [answer for answer in found if answer is not None]
+
+    def answer(self, session: str, ask: Ask) -> Verdict:
+        """Answer a device that kept none of the candidates.
+
+        Raises
+        ------
+        UnknownSessionError
+            If there is no such session.
+        InvalidInputError
+            If nothing was rejected in that round, or the numbers are out of range.
+        """
+        found = self._session(session)
+        position, target = self._rejected(found, ask)
+        return found.protocol.answer(ask, target, position, found.choices)
+
+    def _session(self, name: str) -> _Session:
+        """Return a session, now the last used."""
+        if name not in self._sessions:
+            raise UnknownSessionError(
+                f"There is no session {name!r}, or no longer: open it (again)."
+            )
+        self._sessions.move_to_end(name)
+        return self._sessions[name]
+
+    def _check(self, session: _Session, draft: Draft) -> None:
+        """Raise unless a draft follows what the session knows."""
+        check_draft(draft, self.vocab_size, session.protocol.name)
+        known = draft.confirmed - len(draft.tail)
+        if draft.round < session.round:
+            raise InvalidInputError(
+                f"Round {draft.round} comes after round {session.round}: only the last "
+                "round may be sent again."
+            )
+        again = draft.round == session.round
+        wanted = session.round_base if again else session.generated
+        if known != wanted:
+            raise InvalidInputError(
+                f"Round {draft.round} must build on the {wanted} generated tokens that "
+                f"the edge knows, got {known}: open the session again."
+            )
+        self._check_length(session.start + draft.confirmed + len(draft.tokens))
+
+    def _check_length(self, length: int) -> None:
+        """Raise if a text is longer than the model can attend to."""
+        if self.max_length is not None and length > self.max_length:
+            raise InvalidInputError(
+                f"The target takes at most {self.max_length} tokens with the prompt, "
+                f"got {length}: shorten the prompt or generate fewer."
+            )
+
+    def _rejected(self, session: _Session, ask: Ask) -> tuple[int, Probabilities]:
+        """Return position and P_j of what a device asks about."""
+        if session.rejected is None or ask.round != session.round:
+            raise InvalidInputError(
+                f"Nothing was rejected in round {ask.round}: send its draft (again)."
+            )
+        if not (0 <= ask.first < 2**31 and 0 <= ask.count <= MOST_CANDIDATES):
+            raise InvalidInputError(
+                f"first must lie in [0, 2**31) and count in [0, {MOST_CANDIDATES}], "
+                f"got {ask.first} and {ask.count}."
+            )
+        if not session.protocol.candidates:
+            raise InvalidInputError(
+                f"Protocol {session.protocol.name!r} has no questions, got {ask}."
+            )
+        return session.rejected
+
+    def _begin(self, session: _Session, draft: Draft) -> None:
+        """Take the session to the draft's first position."""
+        known = session.start + draft.confirmed - len(draft.tail)
+        if len(session.tokens) > known:
+            session.last_logits = None  # A round sent again: they are of later tokens.
+        session.round_base = known - session.start
+        session.round = draft.round
+        session.rejected = None
+        del session.tokens[known:]
+        if draft.tail:
+            session.last_logits = None
+        session.tokens += draft.tail
+        if session.cache is not None:
+            spare = 0 if session.last_logits is not None else 1
+            session.cache.roll_back(min(known, len(session.tokens) - spare))
+        self._catch_up(session, leave=_CAUGHT_UP_ALONE)
+
+    def _catch_up(self, session: _Session, leave: int = 0) -> None:
+        """Compute all but the last token, if more than ``leave`` are to be computed."""
+        if session.cache is None:
+            session.cache = self.model.new_cache()
+        new = session.tokens[session.cache.length : -1]
+        if len(new) > leave:
+            self._check_budget(session)
+            self.model.extend([Row(session.cache, new, keep=1)])
+            self._check_budget(session)
+
+    def _check_budget(self, session: _Session) -> None:
+        """Raise if one session's cache exceeds the budget by itself."""
+        cache, budget = session.cache, self.memory_budget
+        if budget is None or not cache.length:
+            return
+        needed = cache.nbytes / cache.length * len(session.tokens)
+        if needed > budget:
+            session.forget_cache()
+            raise MemoryBudgetError(
+                f"A text of {len(session.tokens)} tokens needs a cache of "
+                f"{needed:.0f} bytes, and memory_budget is {budget}: raise the budget "
+                "or shorten the prompt."
+            )
+
+    def _logits(self, requests: Sequence[tuple[_Session, Draft]]) -> list[torch.Tensor]:
+        """Return logits after the last confirmed token and after each drafted one."""
+        rows: list[Row] = []
+        for session, draft in requests:
+            new = [*session.tokens[session.cache.length :], *draft.tokens]
+            keep = len(draft.tokens) + (session.last_logits is None)
+            if new:
+                rows.append(Row(session.cache, new, keep))
+        computed = iter(self.model.extend(rows) if rows else ())
+        found = []
+        for session, draft in requests:
+            parts = [] if session.last_logits is None else [session.last_logits]
+            if draft.tokens or not parts:
+                parts.append(next(computed))
+            found.append(torch.cat(parts))
+        return found
+
+    def _judge(self, session: _Session, draft: Draft, logits: torch.Tensor) -> Verdict:
+        """Accept and reject, and take the session to what is confirmed."""
+        target = session.sampling.probabilities(logits)
+        drafted = draft.probabilities.tolist() or [
+            float(q.dense(self.vocab_size)[token])
+            for q, token in zip(draft.distributions, draft.tokens, strict=True)
+        ]
+        likely = [float(p[x]) for p, x in zip(target, draft.tokens, strict=False)]
+        accepted = accept(likely, drafted, draft.confirmed, session.choices)
+        position = draft.confirmed + accepted
+        session.tokens += draft.tokens[:accepted]
+        session.cache.roll_back(len(session.tokens))
+        session.last_logits = None
+        if accepted < len(draft.tokens):
+            session.rejected = (position, target[accepted].copy())
+            verdict = session.protocol.reject(
+                draft, accepted, target[accepted], position, session.choices
+            )
+        elif draft.bonus:
+            token = session.choices.draw(target[accepted], position, Purpose.BONUS)
+            verdict = Verdict(draft.round, accepted, token=token)
+        else:
+            session.last_logits = logits[accepted : accepted + 1].clone()
+            verdict = Verdict(draft.round, accepted)
+        if verdict.token is not None:
+            session.tokens.append(verdict.token)
+        return verdict
+
+    def _evict(self, used: Sequence[_Session]) -> None:
+        """Drop the caches of the longest idle until the budget is kept."""
+        if self.memory_budget is None:
+            return
+        held = self.cached_bytes
+        # Those just used go last, and only as far as they must.
+        for session in [
+            *(s for s in self._sessions.values() if all(s is not u for u in used)),
+            *used,
+        ]:
+            if held <= self.memory_budget:
+                return
+            if session.cache is not None:
+                held -= session.cache.nbytes
+                session.forget_cache()
+                self.evictions += 1
