@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -95,15 +97,14 @@ def load_model(
     model.requires_grad_(False)
     # The library's wrapper around to() hides from type checkers that it is a method.
     model.to(device)  # type: ignore[arg-type]
-    return LoadedModel(model.eval(), tokenizer)
+    return LoadedModel(model, tokenizer)
 
 
 def load_tokenizer(
     source: Source, *, role: str = "tokenizer", fetch: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer that lies beside a model; parameters as in ``load_model``."""
-    shipped = {DEFAULT, str(DEFAULT_DRAFT), str(DEFAULT_TARGET)}
-    if str(source) in shipped:
+    if source == DEFAULT or Path(source) in (DEFAULT_DRAFT, DEFAULT_TARGET):
         # The shipped models share one, which is stored once.
         source = DEFAULT_TOKENIZER
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(
@@ -119,24 +120,43 @@ def _from_pretrained(
     shown = f"{role}={str(source)!r}"
     if path.is_file():
         raise InvalidInputError(f"{shown} is a file; give the folder that it is in")
-    name = str(path) if path.is_dir() else str(source)
+    # A folder, because an id opens a connection even where only local files count.
+    folder = path if path.is_dir() else _cached_folder(str(source))
     try:
-        return auto.from_pretrained(name, local_files_only=not fetch, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        if path.is_dir():
-            problem = (
-                f"{shown} is a folder without a {what} that can be loaded; write one "
-                f"there with the {what}'s save_pretrained() ({reason})"
-            )
-        elif fetch:
-            problem = (
-                f"{shown} is no folder, and its {what} could not be fetched; check the "
-                f"spelling and the connection ({reason})"
-            )
-        else:
-            problem = (
-                f"{shown} is neither a folder nor a {what} in the local Hugging Face "
-                "cache; give the path of a folder, or fetch=True to download it"
-            )
-        raise InvalidInputError(problem) from error
+        if fetch and folder != path:
+            return auto.from_pretrained(str(source), **options)
+        if folder is not None:
+            return auto.from_pretrained(folder, local_files_only=True, **options)
+        error: Exception | None = None
+    except (OSError, ValueError) as failure:
+        error = failure
+    reason = " ".join(str(error).split())
+    if folder == path:
+        problem = (
+            f"{shown} is a folder without a {what} that can be loaded; write one there "
+            f"with the {what}'s save_pretrained() ({reason})"
+        )
+    elif fetch:
+        problem = (
+            f"{shown} is no folder, and its {what} could not be fetched; check the "
+            f"spelling and the connection ({reason})"
+        )
+    else:
+        problem = (
+            f"{shown} is neither a folder nor a {what} in the local Hugging Face "
+            "cache; give the path of a folder, or fetch=True to download it"
+        )
+    raise InvalidInputError(problem) from error
+
+
+def _cached_folder(id_: str) -> Path | None:
+    """Return where the local Hugging Face cache holds a repository, if it does."""
+    try:
+        # One of them is in every repository of a model or of a tokenizer.
+        for file in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+            found = try_to_load_from_cache(id_, file)
+            if isinstance(found, str):
+                return Path(found).parent
+    except HFValidationError:
+        pass  # such as a path, which is no id
+    return None
