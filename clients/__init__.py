@@ -1,6 +1,7 @@
-"""The client side of flower-ext: apps, mods and the delays to test them under."""
+"""The client side of flower-ext: apps, mods, evaluation tasks and test delays."""
 
 from flower_ext.clients.client_app import CodedClientApp
+from flower_ext.clients.dssd_task import DSSDTask
 from flower_ext.clients.mod import CodedMod, coded_mod
 from flower_ext.clients.partition_task import PartitionTask, current_partition_task
 from flower_ext.clients.straggler import straggler_mod
@@ -16,6 +17,7 @@ __all__ = [
     "BernoulliSlowdown",
     "CodedClientApp",
     "CodedMod",
+    "DSSDTask",
     "DelayModel",
     "PartitionTask",
     "RecordedDelays",

@@ -1,6 +1,28 @@
 """The server side of flower-ext: strategies whose rounds stragglers cannot hold up."""
 
-from flower_ext.strategies.coded_fedavg import CodedFedAvg
-from flower_ext.strategies.two_stage_coded import TwoStageCoded
+from typing import TYPE_CHECKING
 
-__all__ = ["CodedFedAvg", "TwoStageCoded"]
+from flower_ext.strategies.coded_fedavg import CodedFedAvg
+from flower_ext.strategies.inference_evaluation import InferenceEvaluation
+from flower_ext.strategies.two_stage_coded import TwoStageCoded
+from flower_ext.strategies.with_inference import WithInference
+
+if TYPE_CHECKING:
+    from flower_ext.strategies.dssd_evaluation import DSSDEvaluation
+
+__all__ = [
+    "CodedFedAvg",
+    "DSSDEvaluation",
+    "InferenceEvaluation",
+    "TwoStageCoded",
+    "WithInference",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs torch and transformers, which takes seconds, when asked for."""
+    if name != "DSSDEvaluation":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from flower_ext.strategies.dssd_evaluation import DSSDEvaluation  # noqa: PLC0415
+
+    return DSSDEvaluation

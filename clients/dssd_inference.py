@@ -1,0 +1,171 @@
+"""Generating a node's texts for a DSSD evaluation, and scoring them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, RecordDict
+from transformers import PreTrainedTokenizerBase
+
+from flower_ext.clients.configs import worker_of
+from flower_ext.clients.dssd_models import drafter_of, target_of, with_weights
+from flower_ext.clients.dssd_task import DSSDTask
+from flower_ext.errors import InvalidInputError
+from flower_ext.models import LoadedModel, shared_vocab_size, tokenizer_fingerprint
+from flower_ext.speculative import Drafter, Generation, Row, Verifier, speculate
+from flower_ext.speculative.evaluation import DSSD_KEY, DSSDRequest
+from flower_ext.speculative.totals import DSSDTotals
+
+__all__ = ["infer", "request_in", "seed_of"]
+
+
+def infer(task: DSSDTask, content: RecordDict, context: Context) -> DSSDTotals:
+    """Generate one text per prompt.
+
+    Parameters
+    ----------
+    task : DSSDTask
+        What the node has.
+    content : RecordDict
+        What the message asks.
+    context : Context
+        The node's context.
+
+    Returns
+    -------
+    DSSDTotals
+        The sums over all texts.
+
+    Raises
+    ------
+    InvalidInputError
+        As :meth:`DSSDTask.__call__`.
+    VerifierUnavailableError
+        If the edge stays away.
+    """
+    request = request_in(content)
+    prompts = task.prompts_for(context, request.prompts)
+    device = drafter_of(task, context)
+    if request.drafter_weights == "message":
+        device = device._replace(model=with_weights(device.model, content))
+    link: Any = task.link
+    if callable(link):
+        link = link(context)
+    length = request.drafting
+    totals = DSSDTotals()
+    with _edge(request, task, device) as verifier:
+        local = isinstance(verifier, Verifier)
+        drafter = Drafter(device.model, verifier.vocab_size)
+        for index, prompt in enumerate(prompts):
+            ids = _ids(device.tokenizer, prompt)
+            generation = speculate(
+                drafter,
+                verifier,
+                ids,
+                request.max_new_tokens,
+                request.sampling,
+                request.verification,
+                length,
+                link if local else None,
+                torch.Generator().manual_seed(seed_of(request, context, index)),
+                drafting_ahead=request.drafting_ahead,
+                stop_strings=request.stop_strings,
+                tokenizer=device.tokenizer,
+                if_edge_is_lost=request.if_edge_is_lost,  # type: ignore[arg-type]
+            )
+            scores = {}
+            if isinstance(verifier, Verifier):
+                scores = _scores(verifier, ids, generation, request.sampling.greedy)
+            totals += DSSDTotals.of(generation, **scores)
+    return totals
+
+
+def request_in(content: RecordDict) -> DSSDRequest:
+    """Return the request that a message holds.
+
+    Raises
+    ------
+    InvalidInputError
+        If it holds none, or one that cannot be read.
+    """
+    config = content.get(DSSD_KEY)
+    if not isinstance(config, ConfigRecord):
+        raise InvalidInputError(
+            f"The message has no ConfigRecord {DSSD_KEY!r}: send it by "
+            "flower_ext.strategies.WithInference."
+        )
+    return DSSDRequest.from_config(config)
+
+
+def seed_of(request: DSSDRequest, context: Context, prompt: int) -> int:
+    """Return the seed of one text: of (run seed, round, node, prompt)."""
+    entropy = (request.seed, request.server_round, worker_of(context), prompt)
+    word = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    return int(word) >> 1
+
+
+def _edge(
+    request: DSSDRequest, task: DSSDTask, device: LoadedModel
+) -> AbstractContextManager[Any]:
+    """Return what verifies, to be closed in the end."""
+    if request.edge == "in-process":
+        target = target_of(task, request.target)
+        common = _common_vocab_size(device, target)
+        return nullcontext(Verifier(target.model, common))
+    # Imported here because a node that verifies by itself needs no network.
+    from flower_ext.edge import RemoteVerifier  # noqa: PLC0415
+
+    return RemoteVerifier(
+        request.address,
+        tokenizer_fingerprint=tokenizer_fingerprint(device.tokenizer),
+        vocab_size=device.vocab_size,
+        token=request.token or None,
+        root_certificates=request.root_certificate or None,
+        plaintext=request.plaintext,
+        timeout=request.timeout,
+        patience=request.patience,
+    )
+
+
+def _common_vocab_size(device: LoadedModel, target: LoadedModel) -> int:
+    """Return the ids that drafter and target have in common."""
+    if tokenizer_fingerprint(device.tokenizer) != tokenizer_fingerprint(
+        target.tokenizer
+    ):
+        raise InvalidInputError(
+            "Drafter and target have different tokenizers, so the same id means "
+            "different things to them: choose two models of one family."
+        )
+    return shared_vocab_size(target.tokenizer, draft=device.model, target=target.model)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Return a prompt's ids; of an empty one, the token that starts a text."""
+    ids: list[int] = list(tokenizer(prompt)["input_ids"])
+    if not ids:
+        first = tokenizer.bos_token_id
+        ids = [tokenizer.eos_token_id if first is None else first]
+    return ids
+
+
+def _scores(
+    verifier: Verifier, ids: list[int], generation: Generation, greedy: bool
+) -> dict[str, int | float]:
+    """Return what the target thinks of a text, by one pass over it."""
+    tokens = list(generation.tokens)
+    model = verifier.model
+    row = Row(model.new_cache(), [*ids, *tokens[:-1]], keep=len(tokens))
+    logits = model.extend([row])[0].float()
+    chosen = torch.tensor(tokens, device=logits.device)
+    logs = torch.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).double()
+    scores: dict[str, int | float] = {
+        "scored_tokens": len(tokens),
+        "log_likelihood": float(logs.sum()),
+    }
+    if greedy:
+        scores["compared_tokens"] = len(tokens)
+        scores["agreeing_tokens"] = int((logits.argmax(dim=-1) == chosen).sum())
+    return scores

@@ -1,0 +1,155 @@
+"""DSSD as an evaluation: what is sent to nodes, and what their replies come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from flower_ext.errors import InvalidInputError
+from flower_ext.speculative import Sampling
+from flower_ext.speculative.evaluation import DSSD_KEY, DSSDRequest
+from flower_ext.speculative.totals import DSSDTotals
+from flower_ext.strategies.inference_evaluation import InferenceEvaluation
+
+__all__ = ["DSSDEvaluation"]
+
+_COUNTS = ("num-prompts", "num-tokens", "fallback-tokens")
+
+
+class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
+    """Nodes draft texts with a small model, and an edge's large one verifies them.
+
+    Implementation based on https://arxiv.org/abs/2507.12000
+
+    It needs clients with ``app.evaluate("dssd")(DSSDTask(...))``.
+
+    Parameters
+    ----------
+    edge : str
+        ``"in-process"``: every node has the target too, and verifies by itself, behind
+        a simulated link.
+    drafter_weights : str
+        ``"message"``: the global arrays are the drafter's state_dict. ``"node"``: nodes
+        draft with a model of their own, and are sent no arrays.
+    target : str | path (default: None)
+        The target, as a folder or an id in the local Hugging Face cache; ``"default"``
+        is the one that ships with the package. In process it is the nodes' path; None:
+        what each node has.
+    protocol : str (default: "dssd-candidates")
+        ``"dsd"``, ``"dssd"`` or ``"dssd-candidates"``.
+    candidates : int (default: 0)
+        For the last: how many are drawn first; 0 takes the protocol's default.
+    draft_length : int | str (default: 4)
+        Tokens per draft, 1 to 256, or ``"adaptive"``, which depends on measured times,
+        so that runs no longer repeat.
+    drafting_ahead : bool (default: False)
+        Whether nodes draft on while a verdict is in flight.
+    sampling : Sampling (default: None)
+        How tokens are drawn; by default from the models' own distributions.
+    max_new_tokens : int (default: 64)
+        The most tokens of a text, at least 1.
+    stop_strings : Sequence[str] (default: ())
+        What ends a text.
+    prompts : Sequence[str] (default: ())
+        For nodes that have no prompts of their own.
+    if_edge_is_lost : str (default: "raise")
+        ``"raise"``: the node's evaluation fails. ``"draft"``: the drafter finishes the
+        text alone, and ``fallback-tokens`` counts what it chose.
+    **evaluation : Any
+        `fraction`, `min_nodes`, `every`, `timeout`, `seed`, `prefix` and `if_all_fail`
+        of :class:`~flower_ext.strategies.inference_evaluation.InferenceEvaluation`.
+
+    Raises
+    ------
+    InvalidInputError
+        If a parameter is out of range.
+
+    Examples
+    --------
+    >>> DSSDEvaluation(edge="in-process", drafter_weights="node", every=5).prefix
+    'dssd.'
+    """
+
+    action = "dssd"
+
+    def __init__(
+        self,
+        *,
+        edge: str,
+        drafter_weights: str,
+        target: str | PathLike[str] | None = None,
+        protocol: str = "dssd-candidates",
+        candidates: int = 0,
+        draft_length: int | str = 4,
+        drafting_ahead: bool = False,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 64,
+        stop_strings: Sequence[str] = (),
+        prompts: Sequence[str] = (),
+        if_edge_is_lost: str = "raise",
+        **evaluation: Any,
+    ) -> None:
+        super().__init__(**evaluation)
+        sampling = sampling or Sampling()
+        self.request = DSSDRequest(
+            edge=edge,
+            drafter_weights=drafter_weights,
+            seed=self.seed,
+            max_new_tokens=max_new_tokens,
+            protocol=protocol,
+            candidates=candidates,
+            draft_length=draft_length,
+            drafting_ahead=drafting_ahead,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            stop_strings=tuple(stop_strings),
+            if_edge_is_lost=if_edge_is_lost,
+            prompts=tuple(prompts),
+            target="" if target is None else str(target),
+        )
+
+    def content(
+        self, server_round: int, node_id: int, arrays: ArrayRecord
+    ) -> RecordDict:
+        """Return a request and, if nodes draft with them, the arrays."""
+        request = replace(self.request, server_round=server_round)
+        content = RecordDict({DSSD_KEY: ConfigRecord(request.to_config())})
+        if request.drafter_weights == "message":
+            content["arrays"] = arrays
+        return content
+
+    def read(self, content: RecordDict) -> DSSDTotals:
+        """Return a node's totals."""
+        records = list(content.metric_records.values())
+        if len(records) != 1:
+            raise InvalidInputError(
+                f"It must hold exactly one MetricRecord, but holds {len(records)}."
+            )
+        return DSSDTotals.from_metrics(dict(records[0]))
+
+    def aggregate(
+        self, measured: Iterable[DSSDTotals]
+    ) -> tuple[MetricRecord, list[str]]:
+        """Return the sums of all totals, and rates from them."""
+        totals = sum(measured, start=DSSDTotals())
+        rates = {n: v for n, v in totals.rates().items() if math.isfinite(v)}
+        metrics = MetricRecord({**totals.to_metrics(), **rates})
+        return metrics, [*_COUNTS, *rates]
+
+    def described(self) -> dict[str, str]:
+        """Return what the summary says, by name."""
+        request = self.request
+        return {
+            "Edge": request.edge,
+            "Drafter": f"weights of the {request.drafter_weights}",
+            "Protocol": f"{request.protocol}, draft length {request.draft_length}",
+            "Texts": f"up to {request.max_new_tokens} tokens, {request.sampling}",
+            **super().described(),
+        }
