@@ -1,0 +1,140 @@
+"""The command line ``flower-ext``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import FrameType
+
+from prometheus_client import start_http_server
+
+from flower_ext.edge.server import EdgeServer
+from flower_ext.edge.tokens import load_tokens
+from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.models import DEFAULT, load_model, tokenizer_fingerprint
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : Sequence[str] | None (default: None)
+        Those after the program's name; None: the process's own.
+
+    Returns
+    -------
+    int
+        The exit status: 0, or 1 after an error that has been printed.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except FlowerExtError as error:
+        print(f"flower-ext {options.command}: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flower-ext", description="Device-edge inference for Flower federations."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_edge(commands.add_parser("edge", help="serve a target to drafting devices"))
+    return parser
+
+
+def _add_edge(edge: argparse.ArgumentParser) -> None:
+    """Add what the edge's command takes."""
+    edge.set_defaults(run=_serve)
+    add = edge.add_argument
+    add("--model", default=DEFAULT, help="folder, Hugging Face id or 'default'")
+    add("--fetch", action="store_true", help="download a model that is not here")
+    add("--device", default="cpu", help="where the model computes (default: cpu)")
+    add("--host", default="127.0.0.1", help="address to listen at")
+    add("--port", type=int, default=50061, help="0 takes a free one (default: 50061)")
+    add("--tls-cert", help="PEM file of the certificate")
+    add("--tls-key", help="PEM file of its private key")
+    add("--plaintext", action="store_true", help="do without encryption")
+    add("--token-file", help="name:token, or a token, in every line")
+    add(
+        "--vocab-size",
+        type=int,
+        help="ids that are verified (default: those of the tokenizer)",
+    )
+    add("--memory-budget", type=int, help="bytes of all caches (default: no limit)")
+    add("--max-sessions", type=int, default=256, help="sessions open (default: 256)")
+    add("--max-queue", type=int, default=128, help="messages waiting (default: 128)")
+    add("--max-batch", type=int, default=16, help="drafts per pass (default: 16)")
+    add("--metrics-port", type=int, help="serve Prometheus counters at this port")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    tokens = None if options.token_file is None else load_tokens(options.token_file)
+    if not options.plaintext and options.tls_cert is None:
+        # Told before the model is loaded, which takes long.
+        raise InvalidInputError(
+            "give --tls-cert and --tls-key, or --plaintext if nobody else can listen."
+        )
+    model, tokenizer = load_model(
+        options.model, fetch=options.fetch, device=options.device
+    )
+    vocab_size = options.vocab_size
+    if vocab_size is None:
+        vocab_size = max(tokenizer.get_vocab().values()) + 1
+    server = EdgeServer(
+        model,
+        tokenizer_fingerprint(tokenizer),
+        host=options.host,
+        port=options.port,
+        vocab_size=vocab_size,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+        tokens=tokens,
+        plaintext=options.plaintext,
+        memory_budget=options.memory_budget,
+        max_sessions=options.max_sessions,
+        max_queue=options.max_queue,
+        max_batch=options.max_batch,
+    )
+    over = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        over.set()
+
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, end))
+        if options.metrics_port is not None:
+            _serve_counters(server, options.metrics_port, options.host, stack)
+        stack.enter_context(server)
+        print(
+            f"flower-ext edge: {options.model} ({vocab_size} ids) at {server.address}, "
+            f"{'plaintext' if options.plaintext else 'TLS'}, "
+            f"{'no tokens' if tokens is None else f'{len(tokens)} tokens'}",
+            flush=True,
+        )
+        over.wait()
+    return 0
+
+
+def _serve_counters(server: EdgeServer, port: int, host: str, stack: ExitStack) -> None:
+    """Serve the counters until the stack is closed."""
+    try:
+        http, thread = start_http_server(port, addr=host, registry=server.registry)
+    except OSError as error:
+        raise InvalidInputError(
+            f"--metrics-port {port} cannot be listened at: {error}."
+        ) from error
+    stack.callback(thread.join)
+    stack.callback(http.server_close)
+    stack.callback(http.shutdown)
