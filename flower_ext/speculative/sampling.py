@@ -24,6 +24,8 @@ __all__ = ["Probabilities", "Sampling"]
 
 Probabilities = NDArray[np.float32]
 
+_LEAST_TEMPERATURE = 1e-30
+
 _NO_INPUT_IDS: Any = torch.zeros((1, 0), dtype=torch.long)  # Warpers look at none.
 
 
@@ -37,8 +39,8 @@ class Sampling:
     Parameters
     ----------
     temperature : float (default: 1.0)
-        Divides the logits, finite and at least 0; 0.5 to 1 for text. 0 is greedy: all
-        probability is on the likeliest token, the first of equals.
+        Divides the logits: finite, and 0 or at least 1e-30; 0.5 to 1 for text. 0 is
+        greedy: all probability is on the likeliest token, the first of equals.
     top_k : int (default: 0)
         Keep the k likeliest tokens, and those as likely as the last of them; 0 keeps
         all. 20 to 100 for text.
@@ -76,6 +78,11 @@ class Sampling:
         if not 0 <= self.temperature < math.inf:
             raise InvalidInputError(
                 f"temperature must be finite and at least 0, got {self.temperature}."
+            )
+        if 0 < self.temperature < _LEAST_TEMPERATURE:
+            raise InvalidInputError(
+                f"temperature must be 0 (greedy) or at least {_LEAST_TEMPERATURE}, below "
+                f"which float32 logits overflow, got {self.temperature}."
             )
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int):
             raise InvalidInputError(f"top_k must be an int, got {self.top_k!r}.")
