@@ -81,8 +81,8 @@ class Sampling:
             )
         if 0 < self.temperature < _LEAST_TEMPERATURE:
             raise InvalidInputError(
-                f"temperature must be 0 (greedy) or at least {_LEAST_TEMPERATURE}, below "
-                f"which float32 logits overflow, got {self.temperature}."
+                f"temperature must be 0 (greedy) or at least {_LEAST_TEMPERATURE}, "
+                f"below which float32 logits overflow, got {self.temperature}."
             )
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int):
             raise InvalidInputError(f"top_k must be an int, got {self.top_k!r}.")
