@@ -17,6 +17,11 @@ Serve = Callable[..., EdgeServer]
 Connect = Callable[..., RemoteVerifier]
 
 
+def metric(server: EdgeServer, name: str, **labels: str) -> float:
+    """Return one of an edge's counters; 0 if nothing was counted."""
+    return server.registry.get_sample_value(f"flower_ext_edge_{name}", labels) or 0.0
+
+
 @pytest.fixture(scope="session")
 def pair() -> ModelPair:
     return default_pair()
