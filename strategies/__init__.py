@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from flower_ext.strategies.coded_fedavg import CodedFedAvg
+from flower_ext.strategies.inference_edges import RunningEdge, ServedEdge
 from flower_ext.strategies.inference_evaluation import InferenceEvaluation
 from flower_ext.strategies.two_stage_coded import TwoStageCoded
 from flower_ext.strategies.with_inference import WithInference
@@ -14,6 +15,8 @@ __all__ = [
     "CodedFedAvg",
     "DSSDEvaluation",
     "InferenceEvaluation",
+    "RunningEdge",
+    "ServedEdge",
     "TwoStageCoded",
     "WithInference",
 ]

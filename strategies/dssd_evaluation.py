@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
@@ -14,6 +15,7 @@ from flower_ext.errors import InvalidInputError
 from flower_ext.speculative import Sampling
 from flower_ext.speculative.evaluation import DSSD_KEY, DSSDRequest
 from flower_ext.speculative.totals import DSSDTotals
+from flower_ext.strategies.inference_edges import RunningEdge, ServedEdge
 from flower_ext.strategies.inference_evaluation import InferenceEvaluation
 
 __all__ = ["DSSDEvaluation"]
@@ -30,16 +32,18 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
 
     Parameters
     ----------
-    edge : str
+    edge : str | ServedEdge | RunningEdge
         ``"in-process"``: every node has the target too, and verifies by itself, behind
-        a simulated link.
+        a simulated link. Or an edge that nodes reach over gRPC:
+        :class:`~flower_ext.strategies.ServedEdge` is started and stopped with the run,
+        :class:`~flower_ext.strategies.RunningEdge` is there already.
     drafter_weights : str
         ``"message"``: the global arrays are the drafter's state_dict. ``"node"``: nodes
         draft with a model of their own, and are sent no arrays.
     target : str | path (default: None)
         The target, as a folder or an id in the local Hugging Face cache; ``"default"``
         is the one that ships with the package. In process it is the nodes' path; None:
-        what each node has.
+        what each node has. A served edge needs one, a running edge takes none.
     protocol : str (default: "dssd-candidates")
         ``"dsd"``, ``"dssd"`` or ``"dssd-candidates"``.
     candidates : int (default: 0)
@@ -69,6 +73,11 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
     InvalidInputError
         If a parameter is out of range.
 
+    Notes
+    -----
+    Over gRPC the target is not at hand where texts are, so they are not scored:
+    ``scored-tokens`` is 0, and neither perplexity nor greedy agreement is told.
+
     Examples
     --------
     >>> DSSDEvaluation(edge="in-process", drafter_weights="node", every=5).prefix
@@ -80,7 +89,7 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
     def __init__(
         self,
         *,
-        edge: str,
+        edge: str | ServedEdge | RunningEdge,
         drafter_weights: str,
         target: str | PathLike[str] | None = None,
         protocol: str = "dssd-candidates",
@@ -96,8 +105,15 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
     ) -> None:
         super().__init__(**evaluation)
         sampling = sampling or Sampling()
+        self.edge = edge if isinstance(edge, ServedEdge | RunningEdge) else None
+        if self.edge is None and edge != "in-process":
+            raise InvalidInputError(
+                "edge must be 'in-process', ServedEdge(...) or RunningEdge(...), got "
+                f"{edge!r}."
+            )
+        self.target = None if target is None else str(target)
         self.request = DSSDRequest(
-            edge=edge,
+            edge="in-process",
             drafter_weights=drafter_weights,
             seed=self.seed,
             max_new_tokens=max_new_tokens,
@@ -112,14 +128,39 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
             stop_strings=tuple(stop_strings),
             if_edge_is_lost=if_edge_is_lost,
             prompts=tuple(prompts),
-            target="" if target is None else str(target),
+            target=self.target or "" if self.edge is None else "",
         )
+
+    def __enter__(self) -> Self:
+        """Start the edge, if it is served."""
+        if self.edge is not None:
+            self.edge.start(self.target)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop the edge, if it is served."""
+        if self.edge is not None:
+            self.edge.stop()
 
     def content(
         self, server_round: int, node_id: int, arrays: ArrayRecord
     ) -> RecordDict:
-        """Return a request and, if nodes draft with them, the arrays."""
+        """Return a request and, if nodes draft with them, the arrays.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no token left for the node.
+        """
         request = replace(self.request, server_round=server_round)
+        if self.edge is not None:
+            access = self.edge.access(node_id)._asdict()
+            request = replace(request, edge="grpc", **access)
         content = RecordDict({DSSD_KEY: ConfigRecord(request.to_config())})
         if request.drafter_weights == "message":
             content["arrays"] = arrays
@@ -147,7 +188,7 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
         """Return what the summary says, by name."""
         request = self.request
         return {
-            "Edge": request.edge,
+            "Edge": request.edge if self.edge is None else str(self.edge),
             "Drafter": f"weights of the {request.drafter_weights}",
             "Protocol": f"{request.protocol}, draft length {request.draft_length}",
             "Texts": f"up to {request.max_new_tokens} tokens, {request.sampling}",

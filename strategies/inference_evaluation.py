@@ -108,6 +108,11 @@ class InferenceEvaluation(ABC, Generic[Measured]):
             The node.
         arrays : ArrayRecord
             The round's global arrays.
+
+        Raises
+        ------
+        InvalidInputError
+            If the node cannot be asked; it then counts as failed.
         """
 
     @abstractmethod

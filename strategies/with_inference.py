@@ -194,23 +194,32 @@ class WithInference(Strategy):
         nodes = choose_nodes(now.grid, evaluation.fraction, evaluation.min_nodes, rng)
         log(INFO, "%s: Sampled %d nodes", name, len(nodes))
         timeout = evaluation.timeout or self._timeout
-        messages = [
-            Message(
-                evaluation.content(now.server_round, node_id, now.arrays),
-                node_id,
-                f"{MessageType.EVALUATE}.{evaluation.action}",
-                ttl=max(timeout, _LEAST_TTL),
-                group_id=str(now.server_round),
+        messages, measured, problems = [], [], []
+
+        def failed(node_id: int, error: InvalidInputError) -> None:
+            problems.append(str(error))
+            log(WARNING, "%s: node %d failed: %s", name, node_id, error)
+
+        for node_id in nodes:
+            try:
+                content = evaluation.content(now.server_round, node_id, now.arrays)
+            except InvalidInputError as error:
+                failed(node_id, error)
+                continue
+            messages.append(
+                Message(
+                    content,
+                    node_id,
+                    f"{MessageType.EVALUATE}.{evaluation.action}",
+                    ttl=max(timeout, _LEAST_TTL),
+                    group_id=str(now.server_round),
+                )
             )
-            for node_id in nodes
-        ]
-        measured, problems = [], []
         for answer in exchange(now.grid, messages, now.server_round, timeout):
             try:
                 measured.append(_read(evaluation, answer))
             except InvalidInputError as error:
-                problems.append(str(error))
-                log(WARNING, "%s: node %d failed: %s", name, answer.node_id, error)
+                failed(answer.node_id, error)
         counts: dict[str, Any] = {
             "num-nodes": len(measured),
             "num-failures": len(problems),
