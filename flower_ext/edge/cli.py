@@ -13,6 +13,7 @@ from types import FrameType
 from prometheus_client import start_http_server
 
 from flower_ext.edge.server import EdgeServer
+from flower_ext.edge.tls import server_credentials
 from flower_ext.edge.tokens import load_tokens
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.models import DEFAULT, load_model, tokenizer_fingerprint
@@ -79,11 +80,8 @@ def _add_edge(edge: argparse.ArgumentParser) -> None:
 def _serve(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     tokens = None if options.token_file is None else load_tokens(options.token_file)
-    if not options.plaintext and options.tls_cert is None:
-        # Told before the model is loaded, which takes long.
-        raise InvalidInputError(
-            "give --tls-cert and --tls-key, or --plaintext if nobody else can listen."
-        )
+    # Told before the model is loaded, which takes long.
+    server_credentials(options.tls_cert, options.tls_key, options.plaintext)
     model, tokenizer = load_model(
         options.model, fetch=options.fetch, device=options.device
     )
@@ -114,21 +112,26 @@ def _serve(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, end))
+        ready = [
+            "plaintext" if options.plaintext else "TLS",
+            "no tokens" if tokens is None else f"{len(tokens)} tokens",
+        ]
         if options.metrics_port is not None:
-            _serve_counters(server, options.metrics_port, options.host, stack)
+            ready.append(
+                _serve_counters(server, options.metrics_port, options.host, stack)
+            )
         stack.enter_context(server)
         print(
             f"flower-ext edge: {options.model} ({vocab_size} ids) at {server.address}, "
-            f"{'plaintext' if options.plaintext else 'TLS'}, "
-            f"{'no tokens' if tokens is None else f'{len(tokens)} tokens'}",
+            + ", ".join(ready),
             flush=True,
         )
         over.wait()
     return 0
 
 
-def _serve_counters(server: EdgeServer, port: int, host: str, stack: ExitStack) -> None:
-    """Serve the counters until the stack is closed."""
+def _serve_counters(server: EdgeServer, port: int, host: str, stack: ExitStack) -> str:
+    """Serve the counters until the stack is closed, and return where."""
     try:
         http, thread = start_http_server(port, addr=host, registry=server.registry)
     except OSError as error:
@@ -138,3 +141,4 @@ def _serve_counters(server: EdgeServer, port: int, host: str, stack: ExitStack) 
     stack.callback(thread.join)
     stack.callback(http.server_close)
     stack.callback(http.shutdown)
+    return f"counters at http://{host}:{http.server_port}/metrics"

@@ -70,9 +70,9 @@ class CuttingProxy:
         while not self._stopped.is_set():
             if self.cuts_left > 0 and left is None and until == math.inf:
                 if self._random.random() < 0.5:
-                    left = self._random.randrange(1, 2000)
+                    left = self._random.randrange(1, 1500)
                 else:
-                    until = time.monotonic() + self._random.uniform(0.005, 0.15)
+                    until = time.monotonic() + self._random.uniform(0.002, 0.08)
             try:
                 wait = max(0.0, min(0.05, until - time.monotonic()))
                 readable: list[Any] = select.select([*both], [], [], wait)[0]
