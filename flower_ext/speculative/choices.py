@@ -97,7 +97,7 @@ class KeyedChoices:
         if not 0 <= seed < 2**64:
             raise InvalidInputError(f"seed must lie in [0, 2**64), got {seed}.")
         self.seed = seed
-        self._bits = np.random.Philox(key=[seed, 0])
+        self._bits = np.random.Philox(key=0)  # The key is set with every counter.
         self._state: Any = self._bits.state
 
     def draw(self, weights: Probabilities, position: int, purpose: Purpose) -> int:

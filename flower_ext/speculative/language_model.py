@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import pad
@@ -65,7 +65,6 @@ class Row:
     keep: int
 
 
-@runtime_checkable
 class LanguageModel(Protocol):
     """What :class:`Drafter` and :class:`Verifier` ask of a model.
 
@@ -228,7 +227,8 @@ def as_language_model(
     """
     if isinstance(model, PreTrainedModel):
         return TransformersModel(model, vocab_size)
-    if not isinstance(model, LanguageModel):
+    needed = ("vocab_size", "positions_processed", "new_cache", "extend")
+    if not all(hasattr(model, name) for name in needed):
         raise InvalidInputError(
             "A model must be a Hugging Face causal language model (a PreTrainedModel) "
             f"or have the methods of LanguageModel, got {type(model).__name__}."
