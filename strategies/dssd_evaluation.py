@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self
@@ -63,7 +63,8 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
         For nodes that have no prompts of their own.
     if_edge_is_lost : str (default: "raise")
         ``"raise"``: the node's evaluation fails. ``"draft"``: the drafter finishes the
-        text alone, and ``fallback-tokens`` counts what it chose.
+        text alone, and ``fallback-tokens`` counts what it chose. A node that never
+        reaches the edge fails.
     **evaluation : Any
         `fraction`, `min_nodes`, `every`, `timeout`, `seed`, `prefix` and `if_all_fail`
         of :class:`~flower_ext.strategies.inference_evaluation.InferenceEvaluation`.
@@ -159,7 +160,7 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
         """
         request = replace(self.request, server_round=server_round)
         if self.edge is not None:
-            access = self.edge.access(node_id)._asdict()
+            access = asdict(self.edge.access(node_id))
             request = replace(request, edge="grpc", **access)
         content = RecordDict({DSSD_KEY: ConfigRecord(request.to_config())})
         if request.drafter_weights == "message":

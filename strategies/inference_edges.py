@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from flower_ext.coding.gradient_code import check_count
 from flower_ext.errors import InvalidInputError
@@ -21,7 +23,8 @@ Pem = str | PathLike[str] | bytes
 _WILDCARDS = ("0.0.0.0", "::", "[::]")
 
 
-class EdgeAccess(NamedTuple):
+@dataclass(frozen=True)
+class EdgeAccess:
     """How one node reaches the edge.
 
     Parameters
@@ -34,12 +37,18 @@ class EdgeAccess(NamedTuple):
         PEM that it checks the edge's certificate against; empty: the system's.
     plaintext : bool
         Whether it talks without TLS.
+    timeout : float
+        Seconds that one answer may take.
+    patience : float
+        Seconds to go on trying after the edge was lost.
     """
 
     address: str
-    token: str
-    root_certificate: bytes
+    token: str = field(repr=False)
+    root_certificate: bytes = field(repr=False)
     plaintext: bool
+    timeout: float
+    patience: float
 
 
 class RunningEdge:
@@ -58,6 +67,11 @@ class RunningEdge:
         system's.
     plaintext : bool (default: False)
         Whether nodes talk to it without TLS.
+    timeout : float (default: 30.0)
+        Seconds that one answer may take before the connection counts as lost, above 0;
+        more than the target takes for a prompt.
+    patience : float (default: 60.0)
+        Seconds that a node goes on trying after it has lost the edge, at least 0.
 
     Raises
     ------
@@ -73,12 +87,15 @@ class RunningEdge:
         tokens: str | Sequence[str] | None = None,
         root_certificates: Pem | None = None,
         plaintext: bool = False,
+        timeout: float = 30.0,
+        patience: float = 60.0,
     ) -> None:
         if not address.rpartition(":")[2].isdecimal():
             raise InvalidInputError(f"address must be 'host:port', got {address!r}.")
         self.address = address
         self._plaintext = plaintext
         self._root = _root(root_certificates, plaintext)
+        self._waiting = _waiting(timeout, patience)
         self._shared = tokens if isinstance(tokens, str) else None
         self._tokens = (
             None
@@ -97,7 +114,9 @@ class RunningEdge:
         token = self._shared or ""
         if self._tokens is not None:
             token = self._tokens.of(node_id)
-        return EdgeAccess(self.address, token, self._root, self._plaintext)
+        return EdgeAccess(
+            self.address, token, self._root, self._plaintext, *self._waiting
+        )
 
     def start(self, target: str | None) -> None:
         """Do nothing: it runs.
@@ -144,6 +163,8 @@ class ServedEdge:
         of no use.
     max_nodes : int (default: 256)
         The most nodes that may be asked in a run, at least 1.
+    timeout, patience : float (default: 30.0, 60.0)
+        As :class:`RunningEdge` has them.
     dtype : str (default: "float32")
         Precision that the target is loaded in: the name of a torch dtype.
     device : str (default: "cpu")
@@ -168,6 +189,8 @@ class ServedEdge:
         root_certificates: Pem | None = None,
         plaintext: bool = False,
         max_nodes: int = 256,
+        timeout: float = 30.0,
+        patience: float = 60.0,
         dtype: str = "float32",
         device: str = "cpu",
         **server: Any,
@@ -186,6 +209,7 @@ class ServedEdge:
         self._reached_at = reached_at or host
         self._plaintext = plaintext
         self._root = _root(root_certificates, plaintext)
+        self._waiting = _waiting(timeout, patience)
         self._dtype, self._device = dtype, device
         self._options = {
             "host": host,
@@ -214,6 +238,7 @@ class ServedEdge:
             self._tokens.of(node_id),
             self._root,
             self._plaintext,
+            *self._waiting,
         )
 
     def start(self, target: str | None) -> None:
@@ -302,6 +327,15 @@ def _root(source: Pem | None, plaintext: bool) -> bytes:
         raise InvalidInputError(
             f"root_certificates={str(source)!r}: {error}."
         ) from error
+
+
+def _waiting(timeout: float, patience: float) -> tuple[float, float]:
+    """Return how long nodes wait, checked."""
+    if not 0 < timeout < math.inf:
+        raise InvalidInputError(f"timeout must be above 0 seconds, got {timeout}.")
+    if not 0 <= patience < math.inf:
+        raise InvalidInputError(f"patience must be at least 0 seconds, got {patience}.")
+    return float(timeout), float(patience)
 
 
 def _spoken(plaintext: bool) -> str:

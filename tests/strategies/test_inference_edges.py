@@ -210,6 +210,8 @@ def test_a_token_stays_with_its_node() -> None:
         edge.access(9)
     assert RunningEdge("edge:1", tokens="all").access(9).token == "all"
     assert RunningEdge("edge:1").access(9).token == ""
+    assert "all" not in repr(RunningEdge("edge:1", tokens="all").access(9))
+    assert RunningEdge("edge:1", patience=5).access(9).patience == 5
 
 
 @pytest.mark.parametrize(
@@ -223,6 +225,8 @@ def test_a_token_stays_with_its_node() -> None:
         ),
         (lambda: ServedEdge(host="0.0.0.0", plaintext=True), "give reached_at"),
         (lambda: ServedEdge(plaintext=True, max_nodes=0), "max_nodes"),
+        (lambda: RunningEdge("edge:1", timeout=0), "timeout must be above 0"),
+        (lambda: ServedEdge(plaintext=True, patience=-1), "patience must be"),
         (lambda: RunningEdge("edge"), "must be 'host:port'"),
         (
             lambda: RunningEdge("edge:1", root_certificates="/no/such/file"),
