@@ -51,6 +51,7 @@ def test_server_and_client_do_not_import_each_other(room: str, other: str) -> No
             "CyclicRepetition FractionalRepetition HeterogeneityAware Uncoded decode "
             "decode_least_squares UndecodableError",
         ),
+        ("flower_ext.edge", "EdgeServer RemoteVerifier EdgeRefusedError load_tokens"),
         (
             "flower_ext.models",
             "DEFAULT_DRAFT DEFAULT_TARGET LoadedModel ModelPair default_pair "

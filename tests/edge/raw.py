@@ -50,7 +50,8 @@ class Conversation:
 
     def read(self) -> pb.EdgeMessage:
         """Return the next reply."""
-        return pb.EdgeMessage.FromString(next(self._call))
+        message: pb.EdgeMessage = pb.EdgeMessage.FromString(next(self._call))
+        return message
 
     def read_all(self) -> tuple[list[bytes], grpc.StatusCode]:
         """Return all replies and the status that ends them."""

@@ -53,6 +53,11 @@ def tiny(width: int) -> LlamaForCausalLM:
     )
 
 
+def serialized(message: pb.DeviceMessage) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
+
+
 class Stranger:
     """Makes messages, all of them by a seed."""
 
@@ -90,18 +95,17 @@ class Stranger:
 
     def valid(self) -> bytes:
         kind = self.random.randrange(8)
+        message = self.draft()
         if kind == 0:
-            return self.opening().SerializeToString()
-        if kind == 1:
-            return pb.DeviceMessage(
-                resume=pb.Resume(session=self.name())
-            ).SerializeToString()
-        if kind == 2:
+            message = self.opening()
+        elif kind == 1:
+            message = pb.DeviceMessage(resume=pb.Resume(session=self.name()))
+        elif kind == 2:
             ask = pb.Ask(round=self.small(), first=self.small(), count=self.small())
-            return pb.DeviceMessage(ask=ask).SerializeToString()
-        if kind == 3:
-            return hello(self.fingerprint).SerializeToString()
-        return self.draft().SerializeToString()
+            message = pb.DeviceMessage(ask=ask)
+        elif kind == 3:
+            message = hello(self.fingerprint)
+        return serialized(message)
 
     def small(self) -> int:
         return self.random.randrange(5)
@@ -139,8 +143,8 @@ class Stranger:
         huge = self.random.choice([VOCABULARY, 2**31, 2**32 - 1])
         odd = self.random.choice([np.nan, np.inf, -1.0, 0.0, 2.0, 1e-45, 5e-324, 1e308])
         if self.random.random() < 0.5:
-            return self.wrong_opening(huge, odd).SerializeToString()
-        return self.wrong_draft(huge, odd).SerializeToString()
+            return serialized(self.wrong_opening(huge, odd))
+        return serialized(self.wrong_draft(huge, odd))
 
     def wrong_opening(self, huge: int, odd: float) -> pb.DeviceMessage:
         message = self.opening()
@@ -233,7 +237,7 @@ def test_ten_thousand_messages_of_strangers() -> None:
     over = threading.Event()
 
     def victim(edge: RemoteVerifier) -> list[Generation]:
-        found = []
+        found: list[Generation] = []
         while not over.wait(0.1) or not found:
             found.append(text(small, edge, len(found)))
         return found

@@ -105,8 +105,9 @@ def test_parameters_out_of_range(pair: ModelPair, fingerprint: str) -> None:
         ("idle_seconds", 0),
         ("port", -1),
     ):
+        changed: dict[str, Any] = {"plaintext": True, name: value}
         with pytest.raises(InvalidInputError, match=f"{name} must .* got {value}"):
-            EdgeServer(pair.target, fingerprint, plaintext=True, **{name: value})
+            EdgeServer(pair.target, fingerprint, **changed)
     with pytest.raises(InvalidInputError, match="tls_cert, tls_key"):
         EdgeServer(pair.target, fingerprint)
     for name, value in (("timeout", 0), ("patience", -1), ("vocab_size", 0)):
