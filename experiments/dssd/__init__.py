@@ -1,0 +1,1 @@
+"""What the experiments on speculative decoding share: models, prompts, baselines."""
