@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,10 +208,11 @@ def test_greedy_text_is_the_targets_token_for_token(
     name: str, llamas: tuple[LlamaForCausalLM, LlamaForCausalLM]
 ) -> None:
     drafter, target = Drafter(llamas[0]), Verifier(llamas[1])
+    model: Any = llamas[1]
     rng = np.random.default_rng(3)
     for index in range(100):  # Prompts.
         prompt = rng.integers(64, size=int(rng.integers(1, 20))).tolist()
-        alone = llamas[1].generate(
+        alone = model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones((1, len(prompt)), dtype=torch.long),
             max_new_tokens=12,

@@ -29,9 +29,9 @@ from flower_ext.speculative import Distribution, Sampling
 def test_probabilities_are_those_of_generate(
     sampling: Sampling, llamas: tuple[LlamaForCausalLM, LlamaForCausalLM]
 ) -> None:
-    model = llamas[1]
+    model: Any = llamas[1]
     prompt = torch.tensor([[5, 6, 7]])
-    config = GenerationConfig(
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
         temperature=sampling.temperature,
         top_k=sampling.top_k,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pytest
@@ -92,6 +94,7 @@ def test_a_text_ends_with_its_first_eos(llamas: Pair, ahead: bool) -> None:
 
 def test_a_text_ends_with_the_token_that_completes_a_stop_string() -> None:
     pair = default_pair()
+    decode: Any = pair.tokenizer.decode
     drafter = Drafter(pair.draft, pair.vocab_size)
     verifier = Verifier(pair.target, pair.vocab_size)
     prompt = pair.tokenizer("First Citizen:\n")["input_ids"]
@@ -108,14 +111,14 @@ def test_a_text_ends_with_the_token_that_completes_a_stop_string() -> None:
             eos_token_ids=(),
         )
 
-    whole = pair.tokenizer.decode(text(()).tokens)
+    whole = decode(text(()).tokens)
     stop = whole[40:44]
     found = text((stop,))
 
-    decoded = pair.tokenizer.decode(found.tokens)
+    decoded = decode(found.tokens)
     assert found.finish_reason == "stop-string"
     assert stop in decoded
-    assert stop not in pair.tokenizer.decode(found.tokens[:-1])
+    assert stop not in decode(found.tokens[:-1])
     assert whole.startswith(decoded)
 
 
@@ -182,7 +185,7 @@ def test_drafting_ahead_hides_the_drafts_behind_the_link() -> None:
             link=Link(up=1e12, rtt=0.1),
             generator=torch.Generator().manual_seed(0),
             drafting_ahead=ahead,
-            clock=VirtualClock(timer=lambda model=model: model.seconds),
+            clock=VirtualClock(timer=partial(getattr, model, "seconds")),
         )
         assert found.acceptance_rate == 1
         assert found.discarded == 0
@@ -326,7 +329,8 @@ def test_learned_positions_work_in_ragged_batches() -> None:
 
 
 def test_nothing_at_all_has_no_rate() -> None:
-    empty = Generation((), "length", *[0] * 8, *[0] * 3, *[0.0] * 4, 0)
+    counts = [0] * (len(fields(Generation)) - 2)
+    empty = Generation((), "length", *counts)
 
     assert math.isnan(empty.acceptance_rate)
     assert math.isnan(empty.tokens_per_round)
