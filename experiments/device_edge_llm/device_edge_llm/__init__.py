@@ -1,0 +1,1 @@
+"""A drafter trained by coded federated learning, and measured by DSSD."""

@@ -1,0 +1,186 @@
+"""device_edge_llm: the ServerApp."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from device_edge_llm.data import check_data
+from device_edge_llm.edge import make_evaluation
+from device_edge_llm.report import Inference, Report, RoundRecord, table, write_report
+from device_edge_llm.settings import Settings
+from device_edge_llm.task import delay_model, make_drafter
+from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.strategies import TwoStageCoded, WithInference
+
+NODES_TIMEOUT = 10.0  # seconds
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train the drafter, measure it before, meanwhile and after, and report."""
+    settings = Settings.from_run_config(context.run_config)
+    check_data(settings)
+    delay_model(settings)
+    folder = make_results_folder(settings)
+    wait_for_nodes(grid, settings.num_nodes)
+    say(
+        f"{settings.data} text in {settings.num_partitions} partitions by speaker; "
+        f"{settings.num_nodes} nodes; a drafter that is {settings.start}, trained by "
+        f"{settings.loss}; {settings.protocol}, {settings.draft_length or 'adaptive'} "
+        f"tokens per draft, edge {settings.edge}"
+    )
+    arrays = ArrayRecord(make_drafter(settings).state_dict())
+    with only_warnings("flwr"):
+        report = Report(before=measure(grid, arrays, settings))
+        say(progress(0, settings.num_server_rounds, report.before))
+        arrays = train(grid, arrays, settings, report)
+        report.after = measure(grid, arrays, settings)
+    paths = write_report(folder, report, asdict(settings))
+    say("\n" + table(report, settings.target_acceptance) + "\n")
+    for path in paths:
+        say(f"Wrote {path}")
+
+
+def measure(grid: Grid, arrays: ArrayRecord, settings: Settings) -> Inference:
+    """Measure a drafter on all nodes, by a round without training.
+
+    The round has the same number each time, and so the same prompts and random choices.
+    """
+    evaluation = make_evaluation(settings)
+    idle = FedAvg(fraction_train=0.0, fraction_evaluate=0.0)
+    strategy = WithInference(idle, evaluation)
+    strategy.start(grid, arrays, num_rounds=1)
+    return Inference.from_metrics(strategy.inference_metrics[1], evaluation.prefix)
+
+
+def train(
+    grid: Grid, arrays: ArrayRecord, settings: Settings, report: Report
+) -> ArrayRecord:
+    """Train in coded rounds, record each, and return the last drafter's weights."""
+    losses: list[float] = []
+
+    def note_loss(records: list[RecordDict], weighted_by: str) -> MetricRecord:
+        """Aggregate the partitions' metrics as Flower does, and keep their loss."""
+        metrics = aggregate_metricrecords(records, weighted_by)
+        losses.append(float(metrics["train-loss"]))
+        return metrics
+
+    coded = TwoStageCoded(
+        num_partitions=settings.num_partitions,
+        stragglers=settings.stragglers,
+        clock="virtual",
+        seed=settings.seed,
+        fraction_evaluate=0.0,
+        min_available_nodes=settings.num_nodes,
+        train_metrics_aggr_fn=note_loss,
+    )
+    evaluation = make_evaluation(settings)
+    strategy = WithInference(coded, evaluation)
+
+    def record_round(server_round: int, arrays: ArrayRecord) -> None:
+        """Add a round to the report once it is over."""
+        del arrays
+        if server_round == 0:
+            return
+        measured = coded.round_metrics[server_round]
+        seconds = float(measured["elapsed-seconds"])
+        before = report.rounds[-1].elapsed_seconds if report.rounds else 0.0
+        record = RoundRecord(
+            server_round=server_round,
+            round_seconds=seconds,
+            elapsed_seconds=before + seconds,
+            train_loss=losses[-1],
+            redundancy=measured["redundancy"],
+            coverage=measured["coverage"],
+            skipped=measured["skipped"],
+            inference=Inference.from_metrics(
+                strategy.inference_metrics[server_round], evaluation.prefix
+            ),
+        )
+        report.rounds.append(record)
+        say(
+            progress(server_round, settings.num_server_rounds, record.inference)
+            + f"  loss {record.train_loss:.3f}  round {seconds:.2f} s"
+            + ("  skipped" if record.skipped else "")
+        )
+
+    result = strategy.start(
+        grid,
+        arrays,
+        num_rounds=settings.num_server_rounds,
+        evaluate_fn=record_round,
+    )
+    return result.arrays
+
+
+def progress(server_round: int, num_rounds: int, measured: Inference) -> str:
+    """Return an evaluation as a line of text."""
+    return (
+        f"round {server_round:>2}/{num_rounds}  acceptance {measured.acceptance:.3f}"
+        f"  tokens/round {measured.tokens_per_round:.2f}"
+        f"  tokens/s {measured.tokens_per_second:5.1f}"
+        f"  bytes/token up {measured.uplink_bytes:.1f}"
+        f" down {measured.downlink_bytes:.1f}"
+    )
+
+
+def make_results_folder(settings: Settings) -> Path:
+    """Make the folder for the results before anything is trained."""
+    try:
+        folder = Path(settings.results_dir).expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").touch()
+    except OSError as error:
+        raise InvalidInputError(
+            f"Run-config key 'results-dir' is {settings.results_dir!r}, and that "
+            f"cannot be written: {error}. A relative path starts where the SuperLink "
+            "was started; set an absolute one: -c 'results-dir=\"/path/to/results\"'."
+        ) from error
+    say(f"Results go to {folder}")
+    return folder
+
+
+def wait_for_nodes(grid: Grid, wanted: int) -> None:
+    """Wait until exactly the wanted number of nodes is connected."""
+    until = time.monotonic() + NODES_TIMEOUT
+    while (found := len(list(grid.get_node_ids()))) != wanted:
+        if time.monotonic() > until:
+            raise FlowerExtError(
+                f"The federation has {found} nodes, and num-nodes is {wanted}. Flower "
+                "simulates 2 nodes unless told otherwise; run:\n\n"
+                "    flwr run experiments/device_edge_llm --stream "
+                f"--federation-config 'num-supernodes={wanted} "
+                "client-resources-num-cpus=1'\n\n"
+                f"or train on {found} nodes: -c 'num-nodes={found} "
+                f"stragglers={min(1, max(found - 1, 0))}'"
+            )
+        time.sleep(0.2)
+
+
+@contextmanager
+def only_warnings(logger_name: str) -> Iterator[None]:
+    """Keep a logger's information out of the progress of many short rounds."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)

@@ -1,0 +1,30 @@
+"""Lets the tests import the Flower App's package, which is not installed."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
+APP_FOLDER = EXPERIMENTS / "device_edge_llm"
+
+sys.path[:0] = [str(APP_FOLDER), str(EXPERIMENTS)]
+
+
+@pytest.fixture
+def app_folder() -> Path:
+    """Return the folder of the app."""
+    return APP_FOLDER
+
+
+@pytest.fixture
+def run_config() -> dict[str, str | int | float | bool]:
+    """Return the app's own run-config."""
+    with (APP_FOLDER / "pyproject.toml").open("rb") as file:
+        config: dict[str, str | int | float | bool] = tomllib.load(file)["tool"][
+            "flwr"
+        ]["app"]["config"]
+    return config

@@ -1,0 +1,106 @@
+"""The device-edge app end to end, in one process: training raises acceptance."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from device_edge_llm.client_app import app as client_app
+from device_edge_llm.report import Inference, Report, RoundRecord, table
+from device_edge_llm.server_app import main
+from flwr.app import Context, RecordDict
+from in_process import InProcessGrid
+
+from flower_ext.errors import FlowerExtError
+
+
+@pytest.fixture
+def make_context(run_config: dict[str, Any], tmp_path: Path) -> Callable[..., Context]:
+    """Return a function that makes a ServerApp's context."""
+
+    def make(**changes: Any) -> Context:
+        changed = {name.replace("_", "-"): value for name, value in changes.items()}
+        results = {"results-dir": str(tmp_path / "results")}
+        return Context(1, 0, {}, RecordDict(), run_config | changed | results)
+
+    return make
+
+
+def make_grid(context: Context, num_nodes: int) -> InProcessGrid:
+    """Return a federation in this process."""
+    run_config: dict[str, Any] = dict(context.run_config)
+    return InProcessGrid(client_app, num_nodes, run_config, num_nodes)
+
+
+def test_acceptance_rises_with_federated_training(
+    make_context: Callable[..., Context],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    context = make_context(
+        num_nodes=4,
+        num_partitions=4,
+        num_server_rounds=2,
+        weakening=1.5,
+        max_new_tokens=16,
+        straggler_probability=0.25,
+    )
+    main(make_grid(context, 4), context)
+
+    content = json.loads((tmp_path / "results" / "results.json").read_text())
+    summary, rounds = content["summary"], content["rounds"]
+    assert summary["before"]["prompts"] == summary["after"]["prompts"] == 12
+    assert summary["acceptance_gain"] >= 0.1
+    assert summary["after"]["uplink_bytes"] < summary["before"]["uplink_bytes"]
+    assert [r["server_round"] for r in rounds] == [1, 2]
+    assert rounds[1]["train_loss"] < rounds[0]["train_loss"]
+    assert all(r["coverage"] == pytest.approx(1.0) for r in rounds)
+    with (tmp_path / "results" / "rounds.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+    figure = tmp_path / "results" / "acceptance.png"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    told = capsys.readouterr().out
+    assert "round  0/2  acceptance" in told
+    assert "on the same 12 prompts" in told
+
+
+def test_the_wrong_number_of_nodes_is_told_with_the_command(
+    make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_edge_llm.server_app.NODES_TIMEOUT", 0.0)
+    context = make_context()
+    with pytest.raises(FlowerExtError, match="has 2 nodes, and num-nodes is 8") as told:
+        main(make_grid(context, 2), context)
+    assert "flwr run experiments/device_edge_llm" in str(told.value)
+    assert "num-supernodes=8" in str(told.value)
+
+
+def test_the_table_tells_before_and_after() -> None:
+    def measured(acceptance: float) -> Inference:
+        return Inference(2, 6, acceptance, 2.5, 30.0, 20.0, 76.0)
+
+    report = Report(measured(0.6), after=measured(0.85))
+    for server_round, acceptance in ((1, 0.7), (2, 0.8)):
+        report.rounds.append(
+            RoundRecord(
+                server_round,
+                2.0,
+                2.0 * server_round,
+                0.5,
+                1.0,
+                1.0,
+                0,
+                measured(acceptance),
+            )
+        )
+    heads, _, before, after, _, told = table(report, 0.75).splitlines()
+    assert heads.split("  ")[0] == "drafter"
+    assert " ".join(before.split()) == "before training 0.600 2.50 30.0 20.0 76.0"
+    assert after.split()[:4] == ["after", "round", "2", "0.850"]
+    assert "by +0.250, on the same 6 prompts" in told
+    assert "reached in round 2, after 4.0 s" in told
+    assert "0.95 was not reached" in table(report, 0.95)
