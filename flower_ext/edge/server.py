@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = ["EdgeServer"]
 
 _LOG = logging.getLogger(__name__)
 _SERVICE = pb.DESCRIPTOR.services_by_name["Edge"].full_name
+_REFUSING_SECONDS = 2.0  # A stranger's stream is held no longer.
 _STOP_SECONDS = 1.0  # What is being answered may still be.
 _KEEPALIVE_MS = 30_000  # A device that is gone without a word is noticed by then.
 
@@ -298,6 +300,11 @@ class EdgeServer:
             await Conversation(self._desk, client, context).run()
         except RefusedError as refused:
             self._counters.refusals.labels(refused.code.name).inc()
+            if client is None:
+                # A device that is still writing its hello would see the stream break,
+                # and not why.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(context.read(), _REFUSING_SECONDS)
             await context.abort(refused.code, refused.text)
         finally:
             if client is not None:
