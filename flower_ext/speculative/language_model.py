@@ -8,42 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from flower_ext.errors import InvalidInputError
+from flower_ext.speculative.kv_cache import KVCache, RaggedBatch
 
-__all__ = ["KVCache", "LanguageModel", "Row", "TransformersModel", "as_language_model"]
-
-
-class KVCache:
-    """The keys and values of one sequence's first ``length`` tokens.
-
-    Attributes
-    ----------
-    length : int
-        The tokens in it.
-    """
-
-    def __init__(self, layers: Any) -> None:
-        self.layers = layers  # A DynamicCache, all of whose layers are DynamicLayers.
-        self.length = 0
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes it holds."""
-        return sum(
-            int(layer.keys.nbytes + layer.values.nbytes)
-            for layer in self.layers.layers
-            if layer.is_initialized
-        )
-
-    def roll_back(self, length: int) -> None:
-        """Keep the first ``length`` tokens."""
-        if length < self.length:
-            self.layers.crop(length - self.length)
-            self.length = length
+__all__ = ["LanguageModel", "Row", "TransformersModel", "as_language_model"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +114,7 @@ class TransformersModel:
 
     def new_cache(self) -> KVCache:
         """Return the cache of an empty sequence."""
-        return KVCache(DynamicCache(config=self.model.config))
+        return KVCache(self.model.config)
 
     @torch.inference_mode()
     def extend(self, rows: Sequence[Row]) -> list[torch.Tensor]:
@@ -181,13 +152,12 @@ class TransformersModel:
             # The places after a row's last token are never looked at.
             positions[index] = torch.arange(length, length + widest)
         positions.clamp_(max=max(r.cache.length + len(r.tokens) for r in rows) - 1)
-        caches: list[KVCache] = [row.cache for row in rows]
-        padded = _pad_together(self.new_cache().layers, caches, longest)
+        batch = RaggedBatch([row.cache for row in rows], widest)
         keep = max(widest - len(row.tokens) + row.keep for row in rows)
         logits = self._forward(
-            ids.to(device), padded, keep, mask.to(device), positions.to(device)
+            ids.to(device), batch.layers, keep, mask.to(device), positions.to(device)
         )
-        _share_out(padded, rows, longest)
+        batch.share_out([len(row.tokens) for row in rows])
         found = []
         for index, row in enumerate(rows):
             end = logits.shape[1] - (widest - len(row.tokens))
@@ -254,41 +224,3 @@ def _refuse_what_cannot_roll_back(model: PreTrainedModel) -> None:
             "choose a model with full attention in every layer (for a sliding window, "
             "load it with config.use_sliding_window=False where it has that)."
         )
-
-
-def _pad_together(padded: Any, caches: Sequence[KVCache], longest: int) -> Any:
-    """Fill a cache with all rows', padded at the left to the longest."""
-    if not longest:
-        return padded
-    filled = next(cache for cache in caches if cache.length)
-    for index, layer in enumerate(filled.layers.layers):
-        if not layer.is_initialized:
-            continue
-        columns: list[list[torch.Tensor]] = [[], []]
-        for cache in caches:
-            own = cache.layers.layers[index]
-            for column, like, part in (
-                (columns[0], layer.keys, "keys"),
-                (columns[1], layer.values, "values"),
-            ):
-                if cache.length:
-                    missing = longest - cache.length
-                    column.append(pad(getattr(own, part), (0, 0, missing, 0)))
-                else:
-                    shape = (1, like.shape[1], longest, like.shape[3])
-                    column.append(like.new_zeros(shape))
-        padded.layers[index].update(torch.cat(columns[0]), torch.cat(columns[1]))
-    return padded
-
-
-def _share_out(padded: Any, rows: Sequence[Row], longest: int) -> None:
-    """Add what a pass over padded rows has computed to each row's own cache."""
-    for index, row in enumerate(rows):
-        new = slice(longest, longest + len(row.tokens))
-        for layer, own in zip(padded.layers, row.cache.layers.layers, strict=True):
-            if layer.is_initialized:
-                own.update(
-                    layer.keys[index : index + 1, :, new],
-                    layer.values[index : index + 1, :, new],
-                )
-        row.cache.length += len(row.tokens)

@@ -366,22 +366,18 @@ class Verifier:
             session.cache = self.model.new_cache()
         new = session.tokens[session.cache.length : -1]
         if len(new) > leave:
-            self._check_budget(session)
             self.model.extend([Row(session.cache, new, keep=1)])
             self._check_budget(session)
 
     def _check_budget(self, session: _Session) -> None:
         """Raise if one session's cache exceeds the budget by itself."""
-        cache, budget = session.cache, self.memory_budget
-        if budget is None or not cache.length:
-            return
-        needed = cache.nbytes / cache.length * len(session.tokens)
-        if needed > budget:
+        needed, budget = session.cache.nbytes, self.memory_budget
+        if budget is not None and needed > budget:
             session.forget_cache()
             raise MemoryBudgetError(
-                f"A text of {len(session.tokens)} tokens needs a cache of "
-                f"{needed:.0f} bytes, and memory_budget is {budget}: raise the budget "
-                "or shorten the prompt."
+                f"A text of {len(session.tokens)} tokens needs a cache of {needed} "
+                f"bytes, and memory_budget is {budget}: raise the budget or shorten "
+                "the prompt."
             )
 
     def _logits(self, requests: Sequence[tuple[_Session, Draft]]) -> list[torch.Tensor]:
