@@ -8,7 +8,12 @@ own law. Pure algorithms: the verifier is in this process, behind a simulated li
 """
 
 from flower_ext.speculative.choices import Choices, KeyedChoices, Purpose
-from flower_ext.speculative.draft_length import Adaptive, DraftLength, Fixed
+from flower_ext.speculative.draft_length import (
+    Adaptive,
+    DraftLength,
+    Fixed,
+    Lengths,
+)
 from flower_ext.speculative.drafter import Drafter
 from flower_ext.speculative.errors import (
     MemoryBudgetError,
@@ -59,6 +64,7 @@ __all__ = [
     "Generation",
     "KeyedChoices",
     "LanguageModel",
+    "Lengths",
     "MemoryBudgetError",
     "Opening",
     "Pending",

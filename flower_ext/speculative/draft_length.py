@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flower_ext.errors import InvalidInputError
 from flower_ext.speculative.checks import LONGEST_DRAFT
 
-__all__ = ["Adaptive", "DraftLength", "Fixed", "RoundTimes", "as_draft_length"]
+__all__ = [
+    "Adaptive",
+    "DraftLength",
+    "Fixed",
+    "Lengths",
+    "RoundTimes",
+    "as_draft_length",
+]
+
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -33,11 +46,26 @@ class RoundTimes:
     verdict_seconds: float
 
 
+class Lengths(NamedTuple):
+    """How many tokens to draft.
+
+    Parameters
+    ----------
+    waited : int
+        Before a draft is sent, while the edge has nothing to do; at least 1.
+    in_flight : int
+        At most, while a verdict is in flight, at least 1.
+    """
+
+    waited: int
+    in_flight: int
+
+
 class DraftLength(Protocol):
     """Anything that says how many tokens to draft."""
 
-    def choose(self, ahead: bool) -> int:
-        """Return the next draft's length, at least 1.
+    def choose(self, ahead: bool) -> Lengths:
+        """Return the next draft's length.
 
         Parameters
         ----------
@@ -59,33 +87,49 @@ class Fixed:
     ----------
     length : int
         From 1 to 256; 3 to 8 for most pairs.
+    in_flight : int | None (default: None)
+        The most tokens that are drafted while a verdict is in flight, from 1 to 256;
+        None: twice the length, as nobody waits for them.
+
+    Raises
+    ------
+    InvalidInputError
+        If one of them is out of range.
     """
 
     length: int
+    in_flight: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the length."""
-        if not 1 <= self.length <= LONGEST_DRAFT:
-            raise InvalidInputError(
-                f"draft_length must lie in [1, {LONGEST_DRAFT}], got {self.length}."
-            )
+        """Check both."""
+        for name in ("length", "in_flight"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= LONGEST_DRAFT:
+                raise InvalidInputError(
+                    f"draft_length: {name} must lie in [1, {LONGEST_DRAFT}], got "
+                    f"{value}."
+                )
 
-    def choose(self, ahead: bool) -> int:
+    def choose(self, ahead: bool) -> Lengths:
         """Return the length."""
         del ahead
-        return self.length
+        return Lengths(
+            self.length, self.in_flight or min(2 * self.length, LONGEST_DRAFT)
+        )
 
     def observe(self, times: RoundTimes) -> None:
         """Learn nothing."""
 
 
 class Adaptive:
-    """The length with the most expected tokens per second, as measured so far.
+    """The lengths with the most expected tokens per second, as measured so far.
 
     With acceptance α, draft time d and verdict time L(γ) = a + bγ, a round yields
     (1 − α^(γ+1)) / (1 − α) tokens in γd + L(γ) seconds. Drafting ahead, it yields
-    (1 − α^γ) / (1 − α), and drafts within L(γ) as far as the last draft was accepted as
-    a whole, which it is with probability α^γ. All four are averages that forget.
+    (1 − α^γ) / (1 − α) without the bonus token; after a draft that is accepted as a
+    whole, which it is with probability α^γ, the next one is there already, as far as
+    L/d tokens go, and after another it has to be waited for: a chain of two states. All
+    four numbers are averages that forget.
 
     One object may serve many prompts, and learns from all of them. The length depends
     on measured time, so a seed gives the same law, but not the same tokens every time.
@@ -132,12 +176,13 @@ class Adaptive:
         """The estimate of α, in (0, 1)."""
         return self._accepted / self._examined
 
-    def choose(self, ahead: bool) -> int:
-        """Return the length of the highest expected rate."""
+    def choose(self, ahead: bool) -> Lengths:
+        """Return the lengths of the highest expected rate."""
         if not self._weight:
-            return self._initial
-        lengths = range(1, self._maximum + 1)
-        return max(lengths, key=lambda length: self._rate(length, ahead))
+            return Lengths(self._initial, self._maximum)
+        rates = self._rates_ahead() if ahead else self._rates()[:, None]
+        waited, in_flight = np.unravel_index(int(rates.argmax()), rates.shape)
+        return Lengths(int(waited) + 1, int(in_flight) + 1)
 
     def observe(self, times: RoundTimes) -> None:
         """Take in what a round was measured at."""
@@ -149,30 +194,51 @@ class Adaptive:
         seen = (times.draft_seconds, drafted, drafted**2, latency, drafted * latency)
         self._sums = [keep * a + b for a, b in zip(self._sums, seen, strict=True)]
 
-    def _rate(self, length: int, ahead: bool) -> float:
-        """Return the expected tokens per second of drafts of that length."""
-        draft = self._sums[0] / self._weight * length
-        latency = self._latency(length)
-        # Never 1, where the sums below would not be told by their closed form.
-        alpha = min(self.acceptance, 1 - 1e-9)
-        all_accepted = alpha**length
-        if not ahead:
-            tokens = (1 - alpha * all_accepted) / (1 - alpha)
-            return tokens / max(draft + latency, 1e-9)
-        tokens = (1 - all_accepted) / (1 - alpha)
-        left = max(0.0, draft - latency)
-        seconds = latency + all_accepted * left + (1 - all_accepted) * draft
-        return tokens / max(seconds, 1e-9)
+    def _rates(self) -> Floats:
+        """Return the expected tokens per second of drafts of every length."""
+        lengths, alpha = self._lengths(), self._alpha()
+        tokens = (1 - alpha ** (lengths + 1)) / (1 - alpha)
+        seconds = self._draft_seconds() * lengths + self._latency(lengths)
+        return np.asarray(tokens / np.maximum(seconds, 1e-9))
 
-    def _latency(self, length: int) -> float:
-        """Return L at a length, by least squares; level until lengths have varied."""
+    def _rates_ahead(self) -> Floats:
+        """Return those of drafting ahead, by length waited for and in flight."""
+        alpha, draft = self._alpha(), self._draft_seconds()
+        waited = self._lengths()[:, None]
+        most = self._lengths()[None, :]
+        ready = np.minimum(most, self._latency(most) / draft)
+        sent = np.maximum(ready, waited)
+        all_waited, all_sent = alpha**waited, alpha**sent
+        # How often a draft follows one that was accepted as a whole.
+        after = all_waited / (1 - all_sent + all_waited)
+        tokens = (1 - after) * (1 - all_waited) + after * (1 - all_sent)
+        missing = np.maximum(waited - ready, 0)
+        seconds = (1 - after) * (draft * waited + self._latency(waited)) + after * (
+            draft * missing + self._latency(sent)
+        )
+        return np.asarray(tokens / np.maximum(seconds, 1e-9))
+
+    def _lengths(self) -> Floats:
+        """Return all lengths there are to choose from."""
+        return np.arange(1.0, self._maximum + 1)
+
+    def _alpha(self) -> float:
+        """Return α, never 1, where the sums would not be told by their closed form."""
+        return min(self.acceptance, 1 - 1e-9)
+
+    def _draft_seconds(self) -> float:
+        """Return d."""
+        return max(self._sums[0] / self._weight, 1e-9)
+
+    def _latency(self, lengths: Floats) -> Floats:
+        """Return L at lengths, by least squares; level until they have varied."""
         mean = [value / self._weight for value in self._sums]
         _, drafted, squares, latency, products = mean
         variance = squares - drafted**2
         slope = 0.0
         if variance > 0.05:
             slope = max(0.0, (products - drafted * latency) / variance)
-        return max(0.0, latency + slope * (length - drafted))
+        return np.maximum(0.0, latency + slope * (lengths - drafted))
 
 
 def as_draft_length(length: int | DraftLength) -> DraftLength:

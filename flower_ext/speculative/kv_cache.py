@@ -15,7 +15,7 @@ _BLOCK = 64  # Tokens of room that a layer makes at least when it is full.
 _GROWTH = 1.25  # And by which factor: few copies, little spare memory.
 
 
-class _GrowingLayer(DynamicLayer):
+class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer that appends in place.
 
     Transformers' own copies all it has for every token; this one does when it is full.
@@ -43,6 +43,10 @@ class _GrowingLayer(DynamicLayer):
         if self._keys is None or self._values is None:
             return 0
         return self._keys.nbytes + self._values.nbytes
+
+
+def _growing_layer() -> Any:
+    return _GrowingLayer()  # type: ignore[no-untyped-call]
 
 
 def _append(
@@ -78,8 +82,8 @@ class KVCache:
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.layers = DynamicCache(config=config)
-        own: Any = [_GrowingLayer() for _ in self.layers.layers]
-        self.layers.layers = own
+        layers: Any = [_growing_layer() for _ in self.layers.layers]
+        self.layers.layers = layers
         self.length = 0
 
     @property
@@ -95,11 +99,11 @@ class KVCache:
             self.length = length
 
 
-class _RaggedLayer(DynamicLayer):
+class _RaggedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Rows of several caches, padded at the left, with places for new tokens."""
 
     def __init__(self, rows: Sequence[_GrowingLayer], longest: int, new: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._longest = longest
         self._rows = rows
         self._new = new

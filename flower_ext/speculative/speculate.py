@@ -96,7 +96,8 @@ def speculate(  # noqa: PLR0913 - what generate() takes, and where it runs
     protocol : str | VerificationProtocol (default: "dssd")
         ``"dsd"``, ``"dssd"`` or ``"dssd-candidates"``, or an object of one.
     draft_length : int | DraftLength (default: 4)
-        Tokens per draft, or ``Adaptive()``.
+        Tokens per draft, ``Fixed(length, in_flight)`` to set apart how many are drafted
+        while a verdict is in flight, or ``Adaptive()``.
     link : Link | None (default: None)
         What messages to a verifier in this process travel over; None: they take no
         time. A remote edge has a link of its own.
@@ -239,10 +240,11 @@ class _Device:
         ahead = self.drafting_ahead
         # Without a rejection the edge adds a token, unless the device drafts ahead.
         room = self._ending.max_new_tokens - len(self._tokens)
-        length = min(self._draft_length.choose(ahead), room if ahead else room - 1)
-        while len(drafting.draft) < length and not self._drafted_the_end():
+        lengths = self._draft_length.choose(ahead)
+        waited = min(lengths.waited, room if ahead else room - 1)
+        while len(drafting.draft) < waited and not self._drafted_the_end():
             self._extend()
-        length = min(length, len(drafting.draft))
+        length = len(drafting.draft)
         tokens = tuple(drafting.draft[:length])
         probabilities, distributions = self._protocol.describe(
             tokens, drafting.drafted_from[:length]
@@ -261,18 +263,18 @@ class _Device:
             )
         )
         if ahead:
-            wanted = min(self._draft_length.choose(ahead), room - length)
+            most = length + min(lengths.in_flight, room - length)
             while (
-                len(drafting.draft) < length + wanted
+                len(drafting.draft) < most
                 and not self._drafted_the_end()
                 and not pending.done()
             ):
                 self._extend()
                 self._drafted_ahead += 1
         verdict = pending.result()
-        waited = self._clock.now() - sent
+        latency = self._clock.now() - sent
         self._confirm(session, verdict, length)
-        self._learn(length, verdict.accepted, waited)
+        self._learn(length, verdict.accepted, latency)
 
     def _extend(self) -> None:
         """Draft a token, and time it."""
@@ -340,14 +342,14 @@ class _Device:
         if self.streamer is not None and new:
             self.streamer.put(torch.tensor(new))
 
-    def _learn(self, length: int, accepted: int, waited: float) -> None:
+    def _learn(self, length: int, accepted: int, latency: float) -> None:
         """Tell the draft length what the round took."""
         if self._extended:
             self._seconds_per_token = self._extending_seconds / self._extended
         self._drafting_seconds += self._extending_seconds
         self._extended, self._extending_seconds = 0, 0.0
         self._draft_length.observe(
-            RoundTimes(length, accepted, self._seconds_per_token, waited)
+            RoundTimes(length, accepted, self._seconds_per_token, latency)
         )
 
     def _finish_alone(self) -> None:

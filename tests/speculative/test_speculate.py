@@ -31,6 +31,7 @@ from flower_ext.speculative import (
     Draft,
     Drafter,
     EdgeSession,
+    Fixed,
     Generation,
     Opening,
     Pending,
@@ -181,7 +182,8 @@ def test_drafting_ahead_hides_the_drafts_behind_the_link() -> None:
             Verifier(TableModel(4, 1)),
             [0],
             45,
-            draft_length=8 + ahead,  # With the bonus token, nine a round either way.
+            # Nine tokens a round either way: with a bonus token, or without.
+            draft_length=Fixed(9, in_flight=9) if ahead else 8,
             link=Link(up=1e12, rtt=0.1),
             generator=torch.Generator().manual_seed(0),
             drafting_ahead=ahead,
