@@ -77,7 +77,7 @@ class Effort:
     passes: int
 
 
-FULL = Effort(target_epochs=10, pools=24, passes=3)
+FULL = Effort(target_epochs=4.5, pools=16, passes=6)
 QUICK = Effort(target_epochs=1.5, pools=4, passes=2)
 
 
