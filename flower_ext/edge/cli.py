@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from types import FrameType
 
+import torch
 from prometheus_client import start_http_server
 
 from flower_ext.edge.server import EdgeServer
@@ -57,6 +58,12 @@ def _add_edge(edge: argparse.ArgumentParser) -> None:
     edge.set_defaults(run=_serve)
     add = edge.add_argument
     add("--model", default=DEFAULT, help="folder, Hugging Face id or 'default'")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="precision that the model is loaded in",
+    )
     add("--fetch", action="store_true", help="download a model that is not here")
     add("--device", default="cpu", help="where the model computes (default: cpu)")
     add("--host", default="127.0.0.1", help="address to listen at")
@@ -83,7 +90,10 @@ def _serve(options: argparse.Namespace) -> int:
     # Told before the model is loaded, which takes long.
     server_credentials(options.tls_cert, options.tls_key, options.plaintext)
     model, tokenizer = load_model(
-        options.model, fetch=options.fetch, device=options.device
+        options.model,
+        fetch=options.fetch,
+        dtype=getattr(torch, options.dtype),
+        device=options.device,
     )
     vocab_size = options.vocab_size
     if vocab_size is None:

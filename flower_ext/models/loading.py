@@ -1,5 +1,7 @@
 """Loading one model and its tokenizer from a folder, the local cache or the package."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from flower_ext.errors import InvalidInputError
 from flower_ext.models.default import (
@@ -126,7 +129,8 @@ def _from_pretrained(
         if fetch and folder != path:
             return auto.from_pretrained(str(source), **options)
         if folder is not None:
-            return auto.from_pretrained(folder, local_files_only=True, **options)
+            with _no_progress_bar():  # What is on disk is there in a moment.
+                return auto.from_pretrained(folder, local_files_only=True, **options)
         error: Exception | None = None
     except (OSError, ValueError) as failure:
         error = failure
@@ -160,3 +164,15 @@ def _cached_folder(id_: str) -> Path | None:
     except HFValidationError:
         pass  # such as a path, which is no id
     return None
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers' bar out of the logs of nodes, which load for every message."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
