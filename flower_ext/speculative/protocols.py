@@ -328,18 +328,22 @@ class DSSDCandidates:
         position: int,
         choices: Choices,
     ) -> Verdict:
-        """Return candidates or P_j, whichever is asked for and shorter."""
-        whole = Verdict(ask.round, accepted, distribution=Distribution.of(target))
-        if not ask.count:
+        """Return candidates if they are asked for and always shorter, or else P_j."""
+        distribution = Distribution.of(target)
+        whole = Verdict(ask.round, accepted, distribution=distribution)
+        # Told by P_j and the number alone. If what is drawn had a say, candidates would
+        # come where their ids are short, and the text would lean towards such ids.
+        last = distribution.ids[-1] if distribution.ids else len(target) - 1
+        longest = Verdict(ask.round, accepted, candidates=(last,) * ask.count)
+        if not ask.count or longest.wire_size >= whole.wire_size:
             return whole
         drawn = choices.draws(target, position, ask.first, ask.count)
-        some = Verdict(
+        return Verdict(
             ask.round,
             accepted,
             candidates=tuple(drawn),
             candidate_probabilities=target[drawn],
         )
-        return some if some.wire_size < whole.wire_size else whole
 
     def correct(
         self, verdict: Verdict, drafted_from: Probabilities, seen: int, choice: Chooser
