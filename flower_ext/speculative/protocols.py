@@ -272,7 +272,7 @@ class DSSDCandidates:
     device keeps the first with u_i < 1 − Q_j(y_i) / P_j(y_i): rejection sampling of
     norm(max(0, P_j − Q_j)), as P_j · (1 − Q_j / P_j) is the residual. With probability
     (1 − TV(P_j, Q_j))^n none is kept, and it asks for twice as many, or for P_j itself
-    where that is shorter.
+    where that is shorter or twice as many are more than 4096.
 
     Parameters
     ----------
@@ -366,8 +366,11 @@ class DSSDCandidates:
             if chance > 0 and choice.happens(chance, Purpose.KEEP, seen + index):
                 return token
         drawn = len(verdict.candidates)
-        shorter = drawn * _CANDIDATE_BYTES * 2 < 4 * len(drafted_from)
-        wanted = min(2 * drawn, MOST_CANDIDATES) if shorter else 0
+        wanted = 2 * drawn
+        if wanted > MOST_CANDIDATES or wanted * _CANDIDATE_BYTES >= 4 * len(
+            drafted_from
+        ):
+            wanted = 0
         return Ask(verdict.round, seen + drawn, wanted)
 
 
