@@ -129,8 +129,14 @@ class Batcher:
         """Forget a session, and refuse what still waits of it."""
         self.withdraw(key)
         with self._changed:
+            # An opening that is computed after its closing would be there for good.
+            gone = [job for job in self._openings if job.key == key]
+            for job in gone:
+                self._openings.remove(job)
             self._closings.append(key)
             self._changed.notify()
+        for job in gone:
+            _settle(job, superseded())
 
     @property
     def _waiting(self) -> int:

@@ -171,6 +171,37 @@ def test_neither_prompts_nor_drafts_starve(
     assert verifier.log == ["open", "verify 4", "open", "open", "open"]
 
 
+def test_a_prompt_that_waits_is_forgotten_with_its_session(
+    serve: Serve, pair: ModelPair, fingerprint: str
+) -> None:
+    verifier = Gate(pair)
+    server = serve(model=verifier)
+
+    def open_session(name: str) -> Conversation:
+        device = Conversation(server.address)
+        device.send(hello(fingerprint))
+        assert device.read().HasField("welcome")
+        device.send(opening_to_wire(Opening(name, 0, (1, 2, 3))))
+        return device
+
+    first = open_session("first")
+    while metric(server, "sessions_open") < 1 or metric(server, "queue_length") > 0:
+        threading.Event().wait(0.01)
+    old = open_session("second")
+    while metric(server, "queue_length") < 1:
+        threading.Event().wait(0.01)
+    new = open_session("second")
+    assert old.status() is grpc.StatusCode.ABORTED
+    verifier.gate.set()
+    for device in (first, new):
+        assert device.read().HasField("opened")
+
+    assert verifier.log == ["open", "open"]
+    assert verifier.sessions == metric(server, "sessions_open") == 2
+    for device in (first, old, new):
+        device.close()
+
+
 def test_a_target_that_fails_harms_nobody_else(
     serve: Serve,
     connect: Connect,
