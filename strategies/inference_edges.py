@@ -247,9 +247,13 @@ class ServedEdge:
         Raises
         ------
         InvalidInputError
-            If no target is named, it cannot be loaded, or the address cannot be
-            listened at.
+            If it runs already, no target is named, it cannot be loaded, or the address
+            cannot be listened at.
         """
+        if self._server is not None:
+            raise InvalidInputError(
+                "This ServedEdge runs already: give each DSSDEvaluation one of its own."
+            )
         if target is None:
             raise InvalidInputError(
                 "A ServedEdge needs a target: give DSSDEvaluation(target=...), a "
@@ -268,14 +272,15 @@ class ServedEdge:
         self._tokens = _TokenPerNode(
             list(named.values()), f"raise max_nodes={self.max_nodes} of ServedEdge"
         )
-        self._server = EdgeServer(
+        server = EdgeServer(
             model,
             tokenizer_fingerprint(tokenizer),
             vocab_size=max(tokenizer.get_vocab().values()) + 1,
             tokens=named,
             **self._options,
         )
-        self._server.start()
+        server.start()
+        self._server = server
 
     def stop(self) -> None:
         """Stop listening; one that does not run is left alone."""

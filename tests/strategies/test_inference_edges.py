@@ -169,6 +169,16 @@ def test_the_edge_ends_with_the_run_whatever_happens(
     assert "configure_evaluate" not in vars(inner)
 
 
+def test_a_served_edge_is_of_one_evaluation(nodes: Federation) -> None:
+    edge = ServedEdge(plaintext=True)
+    twice = [evaluation(edge, target="default", prefix=prefix) for prefix in "ab"]
+
+    with pytest.raises(InvalidInputError, match="one of its own"):
+        nodes.run(WithInference(coded(), *twice))
+    with pytest.raises(InvalidInputError, match="does not run"):
+        edge.access(1)
+
+
 def test_a_running_edge_is_used_and_left_running(nodes: Federation) -> None:
     pair = default_pair()
     tokens = {"a": "token-a", "b": "token-b"}
