@@ -90,6 +90,8 @@ def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel
 def _load(source: Source, role: Role, task: DSSDTask) -> LoadedModel:
     """Load a model, or return it if this process has it already."""
     tokenizer = task.tokenizer if role == "draft" else None
+    if hasattr(tokenizer, "__fspath__"):
+        tokenizer = str(tokenizer)
     with _loading, torch.random.fork_rng(devices=[]):
         if tokenizer is None or isinstance(tokenizer, str):
             return _loaded(str(source), role, tokenizer, task.dtype, task.device)

@@ -12,7 +12,7 @@ from flower_ext.speculative.generation import FinishReason
 
 __all__ = ["Ending"]
 
-_WINDOW = 64  # Tokens that a stop string may span; the criteria look at no more.
+_WINDOW = 64  # Tokens looked at: what a stop string may span.
 
 
 class Ending:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -273,7 +274,11 @@ class Verifier:
         if ready:
             logits = self._logits([(session, draft) for _, session, draft in ready])
             for (index, session, draft), rows in zip(ready, logits, strict=True):
-                found[index] = self._judge(session, draft, rows)
+                try:
+                    found[index] = self._judge(session, draft, rows)
+                except FlowerExtError as error:
+                    session.forget_cache()
+                    found[index] = error
             self._evict([session for _, session, _ in ready])
         return [answer for answer in found if answer is not None]
 
@@ -400,6 +405,11 @@ class Verifier:
     def _judge(self, session: _Session, draft: Draft, logits: torch.Tensor) -> Verdict:
         """Accept and reject, and take the session to what is confirmed."""
         target = session.sampling.probabilities(logits)
+        if not np.isfinite(target).all():
+            raise FlowerExtError(
+                "The target's logits are not finite: its weights are broken, or its "
+                "precision is too low for this text."
+            )
         drafted = draft.probabilities.tolist() or [
             float(q.dense(self.vocab_size)[token])
             for q, token in zip(draft.distributions, draft.tokens, strict=True)

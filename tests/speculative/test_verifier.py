@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -161,6 +162,22 @@ def test_one_bad_draft_spoils_no_other(verifier: Verifier) -> None:
     assert good.accepted == alone.accepted  # The same seed and prompt.
     with pytest.raises(InvalidInputError, match="one draft per session"):
         verifier.verify_batch([("a", draft()), ("a", draft())])
+
+
+def test_a_target_that_breaks_says_so_and_spoils_no_other() -> None:
+    class Broken(TableModel):
+        def logits(self, context: Sequence[int]) -> torch.Tensor:
+            found = super().logits(context)
+            return found * float("nan") if context[0] == 7 else found
+
+    verifier = Verifier(Broken(8, seed=3))
+    verifier.open(Opening("a", 7, (0, 1)))
+    verifier.open(Opening("b", 7, (7, 1)))
+
+    good, bad = verifier.verify_batch([("a", draft()), ("b", draft())])
+
+    assert isinstance(good, Verdict)
+    assert "not finite" in str(bad)
 
 
 def test_closed_sessions_are_unknown(verifier: Verifier) -> None:
