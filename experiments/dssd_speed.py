@@ -595,7 +595,7 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--noise",
                 type=float,
-                default=0.15,
+                default=0.1,
                 help="the drafter is the target with this much noise on its weights",
             )
             command.add_argument(
