@@ -77,7 +77,7 @@ class Effort:
     passes: int
 
 
-FULL = Effort(target_epochs=4.5, pools=16, passes=6)
+FULL = Effort(target_epochs=4.5, pools=16, passes=3)
 QUICK = Effort(target_epochs=1.5, pools=4, passes=2)
 
 
