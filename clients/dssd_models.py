@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from functools import cache
+from os import PathLike
 from typing import Any
 
 import torch
@@ -89,8 +90,8 @@ def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel
 
 def _load(source: Source, role: Role, task: DSSDTask) -> LoadedModel:
     """Load a model, or return it if this process has it already."""
-    tokenizer = task.tokenizer if role == "draft" else None
-    if hasattr(tokenizer, "__fspath__"):
+    tokenizer: Any = task.tokenizer if role == "draft" else None
+    if isinstance(tokenizer, PathLike):
         tokenizer = str(tokenizer)
     with _loading, torch.random.fork_rng(devices=[]):
         if tokenizer is None or isinstance(tokenizer, str):

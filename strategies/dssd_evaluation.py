@@ -113,6 +113,8 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
                 f"{edge!r}."
             )
         self.target = None if target is None else str(target)
+        if self.edge is not None:
+            self.edge.check_target(self.target)
         self.request = DSSDRequest(
             edge="in-process",
             drafter_weights=drafter_weights,

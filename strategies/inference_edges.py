@@ -118,19 +118,16 @@ class RunningEdge:
             self.address, token, self._root, self._plaintext, *self._waiting
         )
 
-    def start(self, target: str | None) -> None:
-        """Do nothing: it runs.
-
-        Raises
-        ------
-        InvalidInputError
-            If a target is named, which the edge has already.
-        """
+    def check_target(self, target: str | None) -> None:
+        """Raise :class:`InvalidInputError` if a target is named: it has its own."""
         if target is not None:
             raise InvalidInputError(
                 f"target={target!r} is of no use with a RunningEdge, which has its own "
                 "target: leave it out."
             )
+
+    def start(self, target: str | None) -> None:
+        """Do nothing: it runs."""
 
     def stop(self) -> None:
         """Do nothing: it goes on running."""
@@ -241,6 +238,14 @@ class ServedEdge:
             *self._waiting,
         )
 
+    def check_target(self, target: str | None) -> None:
+        """Raise :class:`InvalidInputError` if no target is named."""
+        if target is None:
+            raise InvalidInputError(
+                "A ServedEdge needs a target: give DSSDEvaluation(target=...), a "
+                "folder, an id in the local cache, or 'default'."
+            )
+
     def start(self, target: str | None) -> None:
         """Load the target and listen.
 
@@ -254,11 +259,8 @@ class ServedEdge:
             raise InvalidInputError(
                 "This ServedEdge runs already: give each DSSDEvaluation one of its own."
             )
-        if target is None:
-            raise InvalidInputError(
-                "A ServedEdge needs a target: give DSSDEvaluation(target=...), a "
-                "folder, an id in the local cache, or 'default'."
-            )
+        self.check_target(target)
+        assert target is not None
         # Imported here because they take seconds, which other edges need not.
         import torch  # noqa: PLC0415
 

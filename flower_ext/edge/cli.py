@@ -66,7 +66,7 @@ def _add_edge(edge: argparse.ArgumentParser) -> None:
     )
     add("--fetch", action="store_true", help="download a model that is not here")
     add("--device", default="cpu", help="where the model computes (default: cpu)")
-    add("--host", default="127.0.0.1", help="address to listen at")
+    add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1)")
     add("--port", type=int, default=50061, help="0 takes a free one (default: 50061)")
     add("--tls-cert", help="PEM file of the certificate")
     add("--tls-key", help="PEM file of its private key")

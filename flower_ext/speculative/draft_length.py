@@ -102,12 +102,13 @@ class Fixed:
 
     def __post_init__(self) -> None:
         """Check both."""
-        for name in ("length", "in_flight"):
-            value = getattr(self, name)
+        for name, value in (
+            ("draft_length", self.length),
+            ("in_flight", self.in_flight),
+        ):
             if value is not None and not 1 <= value <= LONGEST_DRAFT:
                 raise InvalidInputError(
-                    f"draft_length: {name} must lie in [1, {LONGEST_DRAFT}], got "
-                    f"{value}."
+                    f"{name} must lie in [1, {LONGEST_DRAFT}], got {value}."
                 )
 
     def choose(self, ahead: bool) -> Lengths:
@@ -242,7 +243,18 @@ class Adaptive:
 
 
 def as_draft_length(length: int | DraftLength) -> DraftLength:
-    """Return a number of tokens as a :class:`DraftLength`; pass others on."""
+    """Return a number of tokens as a :class:`DraftLength`; pass others on.
+
+    Raises
+    ------
+    InvalidInputError
+        If it is neither, or out of range.
+    """
     if isinstance(length, int):
         return Fixed(length)
+    if isinstance(length, type) or not hasattr(length, "choose"):
+        raise InvalidInputError(
+            "draft_length must be a number of tokens, Fixed(...) or Adaptive(), got "
+            f"{length!r}."
+        )
     return length

@@ -172,7 +172,13 @@ def check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> list[int]:
     InvalidInputError
         If it is empty or an id is out of range.
     """
-    prompt = [int(token) for token in prompt_ids]
+    try:
+        prompt = [int(token) for token in prompt_ids]
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"prompt_ids must be one list of token ids, without a batch dimension, got "
+            f'{prompt_ids!r:.80}: tokenizer(text)["input_ids"] is one.'
+        ) from error
     if not prompt:
         raise InvalidInputError(
             "prompt_ids must have at least one token: begin with the tokenizer's "

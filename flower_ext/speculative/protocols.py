@@ -405,14 +405,15 @@ def protocol_named(
     InvalidInputError
         If there is none of that name.
     """
-    if not isinstance(name, str):
+    if not isinstance(name, str) and hasattr(name, "describe"):
         return name
-    if name not in PROTOCOLS:
+    kind = PROTOCOLS.get(name) if isinstance(name, str) else None
+    if kind is None:
         known = ", ".join(map(repr, PROTOCOLS))
         raise InvalidInputError(f"There is no protocol {name!r}: choose from {known}.")
-    if name == DSSDCandidates.name and candidates:
+    if kind is DSSDCandidates and candidates:
         return DSSDCandidates(candidates)
-    return PROTOCOLS[name]()
+    return kind()
 
 
 def _of_tokens(

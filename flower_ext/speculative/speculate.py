@@ -407,6 +407,11 @@ def _seed(generator: torch.Generator | None) -> int:
     """Return a seed for all random choices of a text."""
     if generator is None:
         return secrets.randbits(63)
+    if not isinstance(generator, torch.Generator):
+        raise InvalidInputError(
+            "generator must be a torch.Generator, as "
+            f"torch.Generator().manual_seed(0), got {generator!r}."
+        )
     return int(torch.randint(2**63 - 1, (), generator=generator))
 
 

@@ -92,8 +92,8 @@ def test_bad_parameters_are_named() -> None:
         Adaptive(maximum=4, initial=5)
     with pytest.raises(InvalidInputError, match="memory"):
         Adaptive(memory=1.0)
-    with pytest.raises(InvalidInputError, match="draft_length: length"):
+    with pytest.raises(InvalidInputError, match="draft_length"):
         Fixed(0)
-    with pytest.raises(InvalidInputError, match="draft_length: in_flight"):
+    with pytest.raises(InvalidInputError, match="in_flight"):
         Fixed(4, in_flight=300)
     assert Fixed(4).choose(ahead=True) == (4, 8)

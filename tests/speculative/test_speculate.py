@@ -27,6 +27,7 @@ from flower_ext.errors import InvalidInputError
 from flower_ext.models import default_pair
 from flower_ext.network import Link, VirtualClock
 from flower_ext.speculative import (
+    Adaptive,
     Choices,
     Draft,
     Drafter,
@@ -267,7 +268,13 @@ def test_two_vocabularies_are_refused(llamas: Pair) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": 600}, "at most 512"),
         ({"protocol": "dsdd"}, "'dsdd'"),
+        ({"protocol": None}, "no protocol None"),
         ({"draft_length": 0}, "draft_length"),
+        ({"draft_length": "6"}, "draft_length"),
+        ({"draft_length": Adaptive}, r"Adaptive\(\)"),
+        ({"generator": 0}, "torch.Generator"),
+        ({"prompt_ids": "ROMEO"}, "list of token ids"),
+        ({"prompt_ids": torch.tensor([[1, 2]])}, "batch dimension"),
         ({"stop_strings": ["x"]}, "tokenizer"),
         ({"stop_strings": [""]}, "empty"),
     ],
