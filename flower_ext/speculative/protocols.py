@@ -265,7 +265,7 @@ class DSSD:
         return choice.draw(residual(target, drafted_from), Purpose.RESIDUAL)
 
 
-class DSSDCandidates:
+class DSSDCandidates(DSSD):
     """DSSD with candidates in place of the vocabulary; as exact, and far shorter.
 
     On rejection the edge draws y_1 … y_n from P_j and sends them with P_j(y_i). The
@@ -295,12 +295,6 @@ class DSSDCandidates:
                 f"candidates must lie in [1, {MOST_CANDIDATES}], got {candidates}."
             )
         self.candidates = candidates
-
-    def describe(
-        self, tokens: Sequence[int], drafted_from: Sequence[Probabilities]
-    ) -> tuple[Probabilities, tuple[Distribution, ...]]:
-        """Return Q_j(x_j)."""
-        return _of_tokens(tokens, drafted_from), ()
 
     def reject(
         self,
@@ -350,8 +344,7 @@ class DSSDCandidates:
     ) -> int | Ask:
         """Keep a candidate, or draw from P_j if it has come."""
         if verdict.distribution is not None:
-            target = verdict.distribution.dense(len(drafted_from))
-            return choice.draw(residual(target, drafted_from), Purpose.RESIDUAL)
+            return super().correct(verdict, drafted_from, seen, choice)
         probabilities = verdict.candidate_probabilities
         if probabilities is None or not verdict.candidates:
             raise InvalidInputError(
