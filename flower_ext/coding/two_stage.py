@@ -345,8 +345,10 @@ class TwoStagePlan(RoundPlan):
         # Silence does not bear out the forecast that it would end soon.
         if stops[choice] == at or (able and self._silent_wakes > _SILENT_WAKES):
             return self._stage_two(at)
-        # To wait for ever is to look again when all should have come.
+        # To wait for ever is to look again when all should have come, and in time to
+        # begin stage two before the deadline, whatever the silence makes one expect.
         beyond = float(grid[-1]) if len(grid) else _PATIENCE * at
+        beyond = min(beyond, (at + self.deadline) / 2.0)
         self._wake_at = max(min(stops[choice], beyond), at + _TICK)
         return []
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flower_ext.coding.contention import Airtime
@@ -694,6 +694,8 @@ def on_carrier(airtime: Airtime, slow: Collection[int]) -> Seconds:
 
 
 @given(seed=st.integers(0, 2**32), same=st.booleans())
+@example(seed=139, same=True)  # silence, when a look at it was put off too far
+@example(seed=1065, same=False)
 @settings(max_examples=60, deadline=None)
 def test_whatever_the_airtime_and_the_limits(seed: int, same: bool) -> None:
     """Where one worker that answers holds everything, every round decodes."""
