@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("coding", "scheduling", "network", "models", "speculative")
+PURE = ("coding", "scheduling", "network", "models", "speculative", "edgeprompt")
 CLOCKS = ROOT / "flower_ext" / "network" / "clocks.py"  # Handed in, never held.
 
 

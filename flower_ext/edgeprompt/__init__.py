@@ -1,0 +1,4 @@
+"""EdgePrompt: one prompt's KV cache over cloud, edge and device, spliced exactly.
+
+Implementation based on https://arxiv.org/abs/2504.11729
+"""

@@ -1,0 +1,297 @@
+"""What of a prompt may leave the device: blocks of shared segments, and their names.
+
+A block is a run of at most :data:`BLOCK_TOKENS` tokens of one public or group segment.
+Its KV depends on the model and on everything before it, and so does its address, which
+is all that a device ever says when it asks for it. The functions that send anything
+take these types and no others, and a private segment cannot be turned into them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from flower_ext.edgeprompt.errors import PrivateSegmentError
+from flower_ext.edgeprompt.hierarchy import Level, Segment
+from flower_ext.edgeprompt.precision import KVShape, Precision
+from flower_ext.errors import InvalidInputError
+
+__all__ = [
+    "BLOCK_TOKENS",
+    "Address",
+    "ModelIdentity",
+    "SharedBlock",
+    "SharedPrefix",
+    "identity_of",
+]
+
+BLOCK_TOKENS = 256
+"""The most tokens of a block."""
+
+_PUBLIC_KEY = b""
+_DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Address:
+    """The content address of a block's KV in one precision.
+
+    Parameters
+    ----------
+    digest : bytes
+        32 bytes.
+    level : Level
+        PUBLIC or GROUP.
+
+    Raises
+    ------
+    PrivateSegmentError
+        If the level is PRIVATE.
+    InvalidInputError
+        If the digest does not have 32 bytes.
+    """
+
+    digest: bytes
+    level: Level
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if self.level >= Level.PRIVATE:
+            raise PrivateSegmentError("A private segment has no address.")
+        if len(self.digest) != _DIGEST_BYTES:
+            raise InvalidInputError(
+                f"An address has {_DIGEST_BYTES} bytes, got {len(self.digest)}."
+            )
+
+    def __str__(self) -> str:
+        """Return it in hexadecimal digits, as files are named."""
+        return self.digest.hex()
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What of a model the KV of a text depends on.
+
+    Parameters
+    ----------
+    digest : bytes
+        Of the weights and the configuration, 32 bytes.
+    dtype : torch.dtype
+        That the model computes in.
+    layers, heads, key_dim, value_dim : int
+        The shape of its KV: ``heads`` are those of keys and values.
+    """
+
+    digest: bytes
+    dtype: torch.dtype
+    layers: int
+    heads: int
+    key_dim: int
+    value_dim: int
+
+    def shape(self, tokens: int) -> KVShape:
+        """Return the shape of the KV of so many tokens."""
+        return KVShape(
+            self.layers, self.heads, tokens, self.key_dim, self.value_dim, self.dtype
+        )
+
+
+def identity_of(model: PreTrainedModel) -> ModelIdentity:
+    """Digest a model's weights and configuration, and learn the shape of its KV.
+
+    All weights are read: about a second per gigabyte.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A decoder-only model with the same attention in every layer.
+
+    Returns
+    -------
+    ModelIdentity
+        Equal for models that compute the same KV, whatever they are called.
+    """
+    told = model.config.to_dict()
+    for incidental in ("_name_or_path", "transformers_version", "dtype", "use_cache"):
+        told.pop(incidental, None)
+    named = sorted((str(k), repr(v)) for k, v in told.items() if k[0] != "_")
+    digest = hashlib.sha256()
+    for part in itertools.chain.from_iterable(named):
+        digest.update(_prefixed(part.encode()))
+    for name, tensor in sorted(model.state_dict().items()):
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(
+            _prefixed(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        )
+        digest.update(_prefixed(data.numpy()))
+    keys, values = _kv_of_one_token(model)
+    return ModelIdentity(
+        digest.digest(),
+        keys[0].dtype,
+        len(keys),
+        keys[0].shape[1],
+        keys[0].shape[-1],
+        values[0].shape[-1],
+    )
+
+
+@dataclass(frozen=True)
+class SharedBlock:
+    """A run of tokens whose KV may be asked for, kept and sent.
+
+    Made by :class:`SharedPrefix` only, from public and group segments.
+
+    Parameters
+    ----------
+    level : Level
+        PUBLIC or GROUP.
+    begin : int
+        The position of its first token in the prompt.
+    tokens : tuple[int, ...]
+        Its tokens, 1 to :data:`BLOCK_TOKENS`.
+    addresses : Mapping[Precision, Address]
+        Where its KV is found, in each precision.
+    """
+
+    level: Level
+    begin: int
+    tokens: tuple[int, ...] = field(repr=False)
+    addresses: dict[Precision, Address] = field(repr=False, hash=False)
+
+    def __post_init__(self) -> None:
+        """Refuse private ones."""
+        if self.level >= Level.PRIVATE:
+            raise PrivateSegmentError("A private segment has no blocks.")
+
+    @property
+    def end(self) -> int:
+        """The position after its last token."""
+        return self.begin + len(self.tokens)
+
+
+class SharedPrefix:
+    """The shared part of a prompt, cut into blocks.
+
+    Parameters
+    ----------
+    segments : Sequence[Segment]
+        Public and group ones, as ``PromptHierarchy.shared`` has them.
+    identity : ModelIdentity
+        Of the model whose KV it is.
+    tenant_key : bytes (default: b"")
+        What the server has assigned to the tenant, at least 16 bytes; needed where
+        there is a group segment.
+
+    Raises
+    ------
+    PrivateSegmentError
+        If a segment is private.
+    InvalidInputError
+        If there is a group segment and no key, or a key that is too short.
+
+    Attributes
+    ----------
+    segments : tuple[Segment, ...]
+        As given.
+    blocks : tuple[SharedBlock, ...]
+        In their order; a segment's last block is as long as it happens to be.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        identity: ModelIdentity,
+        tenant_key: bytes = _PUBLIC_KEY,
+    ) -> None:
+        self.segments = tuple(segments)
+        self.identity = identity
+        if any(s.level >= Level.PRIVATE for s in self.segments):
+            raise PrivateSegmentError(
+                "A private segment cannot be shared: pass PromptHierarchy.shared."
+            )
+        if tenant_key and len(tenant_key) < 16:
+            raise InvalidInputError(
+                f"A tenant's key needs 16 bytes at least, got {len(tenant_key)}."
+            )
+        if not tenant_key and any(s.level == Level.GROUP for s in self.segments):
+            raise InvalidInputError(
+                "A group segment is addressed under its tenant's key, and there is "
+                "none: give the key that the server has assigned, or make the segment "
+                "public or private."
+            )
+        self.blocks = tuple(self._cut(tenant_key))
+
+    def _cut(self, tenant_key: bytes) -> Iterator[SharedBlock]:
+        begin = 0
+        parents: dict[Precision, bytes] = dict.fromkeys(Precision, b"")
+        for segment in self.segments:
+            key = tenant_key if segment.level == Level.GROUP else _PUBLIC_KEY
+            for start in range(0, len(segment), BLOCK_TOKENS):
+                tokens = segment.tokens[start : start + BLOCK_TOKENS]
+                for precision in Precision:
+                    parents[precision] = _digest(
+                        key, self.identity, precision, parents[precision], tokens
+                    )
+                yield SharedBlock(
+                    segment.level,
+                    begin,
+                    tokens,
+                    {p: Address(d, segment.level) for p, d in parents.items()},
+                )
+                begin += len(tokens)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All tokens."""
+        return tuple(t for s in self.segments for t in s.tokens)
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return sum(len(s) for s in self.segments)
+
+
+def _digest(
+    key: bytes,
+    identity: ModelIdentity,
+    precision: Precision,
+    parent: bytes,
+    tokens: Sequence[int],
+) -> bytes:
+    """Return the HMAC that is a block's address."""
+    code = hmac.new(key, digestmod=hashlib.sha256)
+    code.update(_prefixed(identity.digest))
+    code.update(_prefixed(str(identity.dtype).encode()))
+    code.update(_prefixed(precision.value.encode()))
+    code.update(_prefixed(parent))
+    code.update(_prefixed(b"".join(t.to_bytes(4, "little") for t in tokens)))
+    return code.digest()
+
+
+def _prefixed(part: Any) -> bytes:
+    """Return bytes behind their length, so that no two sequences of parts are equal."""
+    data = bytes(part)
+    return len(data).to_bytes(8, "little") + data
+
+
+@torch.inference_mode()
+def _kv_of_one_token(
+    model: PreTrainedModel,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return the keys and values of a token, per layer of shape [1, heads, 1, dim]."""
+    ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    cache: Any = model(ids, use_cache=True).past_key_values
+    keys = [layer.keys for layer in cache.layers]
+    values = [layer.values for layer in cache.layers]
+    if len({(k.shape, v.shape) for k, v in zip(keys, values, strict=True)}) != 1:
+        raise InvalidInputError(
+            f"{type(model).__name__} has layers whose keys and values differ in shape: "
+            "choose a model with the same attention in every layer."
+        )
+    return keys, values

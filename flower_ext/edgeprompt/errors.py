@@ -1,0 +1,21 @@
+"""What can go wrong with a prompt that is spread over several machines."""
+
+from flower_ext.errors import FlowerExtError, InvalidInputError
+
+__all__ = ["CorruptBlockError", "PrivateSegmentError", "SourceError", "StoreError"]
+
+
+class PrivateSegmentError(InvalidInputError):
+    """Something private was about to be named, kept or sent."""
+
+
+class CorruptBlockError(FlowerExtError):
+    """A block's bytes are not what their digest says: they are not used."""
+
+
+class StoreError(FlowerExtError):
+    """A block could not be kept, as on a full disk; nothing that was kept is lost."""
+
+
+class SourceError(FlowerExtError):
+    """Blocks could not be fetched; what had come before is kept."""
