@@ -6,6 +6,7 @@ and device).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -86,7 +87,7 @@ class PromptHierarchy:
         found = tuple(segments)
         if not found:
             raise InvalidInputError("A prompt needs a segment at least, got none.")
-        for above, below in zip(found, found[1:], strict=False):
+        for above, below in itertools.pairwise(found):
             if below.level < above.level:
                 raise InvalidInputError(
                     f"A {below.level.name} segment cannot follow a {above.level.name} "
