@@ -9,13 +9,13 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-__all__ = ["KVCache", "RaggedBatch"]
+__all__ = ["GrowingLayer", "KVCache", "RaggedBatch", "append"]
 
 _BLOCK = 64  # Tokens of room that a layer makes at least when it is full.
 _GROWTH = 1.25  # And by which factor: few copies, little spare memory.
 
 
-class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer that appends in place.
 
     Transformers' own copies all it has for every token; this one does when it is full.
@@ -33,8 +33,8 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         length = self.get_seq_length()
-        self._keys, self.keys = _append(self._keys, length, key_states)
-        self._values, self.values = _append(self._values, length, value_states)
+        self._keys, self.keys = append(self._keys, length, key_states)
+        self._values, self.values = append(self._values, length, value_states)
         return self.keys, self.values
 
     @property
@@ -46,13 +46,28 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def _growing_layer() -> Any:
-    return _GrowingLayer()  # type: ignore[no-untyped-call]
+    return GrowingLayer()  # type: ignore[no-untyped-call]
 
 
-def _append(
+def append(
     room: torch.Tensor | None, length: int, new: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write behind the first ``length`` tokens; return the room and its used part."""
+    """Write new tokens behind others, into a larger tensor if there is no room.
+
+    Parameters
+    ----------
+    room : torch.Tensor | None
+        Of shape [..., places, dim]; None: there is none yet.
+    length : int
+        The places that are taken.
+    new : torch.Tensor
+        Of shape [..., tokens, dim].
+
+    Returns
+    -------
+    tuple[torch.Tensor, torch.Tensor]
+        The room, and its taken part [..., length + tokens, dim].
+    """
     end = length + new.shape[-2]
     if room is None or end > room.shape[-2]:
         size = max(int(end * _GROWTH), end + _BLOCK)
@@ -102,7 +117,7 @@ class KVCache:
 class _RaggedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Rows of several caches, padded at the left, with places for new tokens."""
 
-    def __init__(self, rows: Sequence[_GrowingLayer], longest: int, new: int) -> None:
+    def __init__(self, rows: Sequence[GrowingLayer], longest: int, new: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._longest = longest
         self._rows = rows
