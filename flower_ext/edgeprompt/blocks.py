@@ -103,7 +103,7 @@ class ModelIdentity:
         )
 
 
-def identity_of(model: PreTrainedModel) -> ModelIdentity:
+def identity_of(model: PreTrainedModel, *, weights: bool = True) -> ModelIdentity:
     """Digest a model's weights and configuration, and learn the shape of its KV.
 
     All weights are read: about a second per gigabyte.
@@ -112,6 +112,8 @@ def identity_of(model: PreTrainedModel) -> ModelIdentity:
     ----------
     model : PreTrainedModel
         A decoder-only model with the same attention in every layer.
+    weights : bool (default: True)
+        Whether they are read; without, the digest is of the configuration alone.
 
     Returns
     -------
@@ -125,7 +127,7 @@ def identity_of(model: PreTrainedModel) -> ModelIdentity:
     digest = hashlib.sha256()
     for part in itertools.chain.from_iterable(named):
         digest.update(_prefixed(part.encode()))
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items() if weights else ()):
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(
             _prefixed(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -64,17 +64,14 @@ def merge_attention(
             )
     if len(outputs) == 1:
         return outputs[0], _wide(log_sum_exps[0])
-    logs = [_wide(log) for log in log_sum_exps]
-    total = logs[0]
-    for log in logs[1:]:
-        total = torch.logaddexp(total, log)
-    # Where there is no key at all, −∞ − −∞ would be no number.
-    base = total.masked_fill(total == -torch.inf, 0.0)
-    merged: torch.Tensor | None = None
-    for output, log in zip(outputs, logs, strict=True):
-        part = (log - base).exp_().unsqueeze(-1) * output
-        merged = part if merged is None else merged.add_(part)
-    assert merged is not None
+    logs = torch.stack([_wide(log) for log in log_sum_exps])
+    total = logs.logsumexp(dim=0)
+    # From their own largest, since ℓ_i − ℓ loses digits where scores are large; and no
+    # number where all are −∞.
+    weights = logs.softmax(dim=0).masked_fill_(total == -torch.inf, 0.0)
+    merged = weights[0].unsqueeze(-1) * outputs[0]
+    for weight, output in zip(weights[1:], outputs[1:], strict=True):
+        merged.addcmul_(weight.unsqueeze(-1), output.to(merged.dtype))
     return merged.to(outputs[0].dtype), total
 
 

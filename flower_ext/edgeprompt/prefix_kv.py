@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -92,6 +92,23 @@ class PrefixKV:
     def values(self) -> list[torch.Tensor]:
         """Per layer, of shape [1, heads, length, value_dim]."""
         return [room[..., : self.length, :] for room in self._value_room]
+
+    def fill(
+        self, begin: int, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """Write what was computed of the tokens from ``begin`` on.
+
+        Parameters
+        ----------
+        begin : int
+            The first token's place.
+        layers : Sequence[tuple[torch.Tensor, torch.Tensor]]
+            Per layer keys and values, of shape [1, heads, tokens, dim].
+        """
+        for index, (keys, values) in enumerate(layers):
+            end = begin + keys.shape[-2]
+            self._key_room[index][..., begin:end, :] = keys
+            self._value_room[index][..., begin:end, :] = values
 
     def head(self, tokens: int) -> PrefixKV:
         """Return its first tokens, at least one, as a prefix that shares its memory.

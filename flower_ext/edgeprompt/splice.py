@@ -29,7 +29,14 @@ from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.errors import InvalidInputError
 from flower_ext.speculative.kv_cache import append
 
-__all__ = ["ATTENTION", "Layout", "SplicedLayer", "spliced", "spliced_cache"]
+__all__ = [
+    "ATTENTION",
+    "Layout",
+    "SplicedLayer",
+    "attend_spliced",
+    "spliced",
+    "spliced_cache",
+]
 
 ATTENTION = "flower_ext_splice"
 """The attention implementation that a model has while it is :func:`spliced`."""
@@ -282,19 +289,49 @@ def _attention(
             )
     if options.get("dropout"):
         raise InvalidInputError("A prompt is spliced in evaluation mode: model.eval().")
-    if layer.layout is not Layout.APART and query.shape[-2] == 1:
-        if attention_mask is not None:
-            # What is before the tail is seen by every row.
-            attention_mask = torch.nn.functional.pad(
-                attention_mask, (layer.shared_length, 0), value=True
-            )
-        output, _ = attend(query, *layer.whole(), attention_mask, scale=scaling)
-        return output.transpose(1, 2).contiguous(), None
-    causal = attention_mask is None and query.shape[-2] > 1
-    parts = [attend(query, key, value, attention_mask, causal=causal, scale=scaling)]
-    parts += [_attend_to_prefix(query, *kv, scaling) for kv in layer.shared()]
-    output, _ = merge_attention([o for o, _ in parts], [log for _, log in parts])
+    output = attend_spliced(layer, query, key, value, attention_mask, scaling)
     return output.transpose(1, 2).contiguous(), None
+
+
+def attend_spliced(
+    layer: SplicedLayer,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attend to a layer's prefixes and to the tail.
+
+    Parameters
+    ----------
+    layer : SplicedLayer
+        What the tail belongs to.
+    query : torch.Tensor
+        Of shape [batch, heads, queries, dim].
+    key, value : torch.Tensor
+        The tail's, as :meth:`SplicedLayer.update` returns them.
+    mask : torch.Tensor | None (default: None)
+        True where a query sees a token of the tail, [batch, 1, queries, tail]; None:
+        each sees those up to its own, the last query being the last token.
+    scale : float | None (default: None)
+        As :func:`~flower_ext.edgeprompt.attention.attend` has it.
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape [batch, heads, queries, value dim].
+    """
+    one = query.shape[-2] == 1
+    if layer.layout is not Layout.APART and one:
+        if mask is not None:
+            # What is before the tail is seen by every row.
+            mask = torch.nn.functional.pad(mask, (layer.shared_length, 0), value=True)
+        return attend(query, *layer.whole(), mask, scale=scale)[0]
+    causal = mask is None and not one
+    parts = [attend(query, key, value, mask, causal=causal, scale=scale)]
+    parts += [_attend_to_prefix(query, *kv, scale) for kv in layer.shared()]
+    return merge_attention([o for o, _ in parts], [log for _, log in parts])[0]
 
 
 def _attend_to_prefix(
