@@ -156,3 +156,75 @@ class Refusal(_message.Message):
     message: str
     retry_seconds: float
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., retry_seconds: _Optional[float] = ...) -> None: ...
+
+class SegmentRequest(_message.Message):
+    __slots__ = ("addresses", "have_layers", "model", "dtype", "blocks")
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    HAVE_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    addresses: bytes
+    have_layers: int
+    model: bytes
+    dtype: str
+    blocks: _containers.RepeatedCompositeFieldContainer[BlockTokens]
+    def __init__(self, addresses: _Optional[bytes] = ..., have_layers: _Optional[int] = ..., model: _Optional[bytes] = ..., dtype: _Optional[str] = ..., blocks: _Optional[_Iterable[_Union[BlockTokens, _Mapping]]] = ...) -> None: ...
+
+class BlockTokens(_message.Message):
+    __slots__ = ("level", "tokens")
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    level: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, level: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class SegmentPart(_message.Message):
+    __slots__ = ("header", "data", "unknown")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    header: SegmentHeader
+    data: bytes
+    unknown: Unknown
+    def __init__(self, header: _Optional[_Union[SegmentHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., unknown: _Optional[_Union[Unknown, _Mapping]] = ...) -> None: ...
+
+class SegmentHeader(_message.Message):
+    __slots__ = ("layers", "heads", "tokens", "key_dim", "value_dim", "dtype", "precision", "error", "sizes", "digests", "code")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEY_DIM_FIELD_NUMBER: _ClassVar[int]
+    VALUE_DIM_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    heads: int
+    tokens: int
+    key_dim: int
+    value_dim: int
+    dtype: str
+    precision: str
+    error: float
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    digests: bytes
+    code: bytes
+    def __init__(self, layers: _Optional[int] = ..., heads: _Optional[int] = ..., tokens: _Optional[int] = ..., key_dim: _Optional[int] = ..., value_dim: _Optional[int] = ..., dtype: _Optional[str] = ..., precision: _Optional[str] = ..., error: _Optional[float] = ..., sizes: _Optional[_Iterable[int]] = ..., digests: _Optional[bytes] = ..., code: _Optional[bytes] = ...) -> None: ...
+
+class Unknown(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TenantKeyRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TenantKeyReply(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    def __init__(self, key: _Optional[bytes] = ...) -> None: ...

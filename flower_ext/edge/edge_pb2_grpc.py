@@ -39,6 +39,16 @@ class EdgeStub(object):
                 request_serializer=flower__ext_dot_edge_dot_edge__pb2.DeviceMessage.SerializeToString,
                 response_deserializer=flower__ext_dot_edge_dot_edge__pb2.EdgeMessage.FromString,
                 _registered_method=True)
+        self.GetSegment = channel.unary_stream(
+                '/flower_ext.edge.Edge/GetSegment',
+                request_serializer=flower__ext_dot_edge_dot_edge__pb2.SegmentRequest.SerializeToString,
+                response_deserializer=flower__ext_dot_edge_dot_edge__pb2.SegmentPart.FromString,
+                _registered_method=True)
+        self.TenantKey = channel.unary_unary(
+                '/flower_ext.edge.Edge/TenantKey',
+                request_serializer=flower__ext_dot_edge_dot_edge__pb2.TenantKeyRequest.SerializeToString,
+                response_deserializer=flower__ext_dot_edge_dot_edge__pb2.TenantKeyReply.FromString,
+                _registered_method=True)
 
 
 class EdgeServicer(object):
@@ -52,6 +62,20 @@ class EdgeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSegment(self, request, context):
+        """The KV of blocks of a prompt's shared segments, in the order asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TenantKey(self, request, context):
+        """The key that the caller's group segments are addressed under.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EdgeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +83,16 @@ def add_EdgeServicer_to_server(servicer, server):
                     servicer.Verify,
                     request_deserializer=flower__ext_dot_edge_dot_edge__pb2.DeviceMessage.FromString,
                     response_serializer=flower__ext_dot_edge_dot_edge__pb2.EdgeMessage.SerializeToString,
+            ),
+            'GetSegment': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetSegment,
+                    request_deserializer=flower__ext_dot_edge_dot_edge__pb2.SegmentRequest.FromString,
+                    response_serializer=flower__ext_dot_edge_dot_edge__pb2.SegmentPart.SerializeToString,
+            ),
+            'TenantKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.TenantKey,
+                    request_deserializer=flower__ext_dot_edge_dot_edge__pb2.TenantKeyRequest.FromString,
+                    response_serializer=flower__ext_dot_edge_dot_edge__pb2.TenantKeyReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -88,6 +122,60 @@ class Edge(object):
             '/flower_ext.edge.Edge/Verify',
             flower__ext_dot_edge_dot_edge__pb2.DeviceMessage.SerializeToString,
             flower__ext_dot_edge_dot_edge__pb2.EdgeMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSegment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/flower_ext.edge.Edge/GetSegment',
+            flower__ext_dot_edge_dot_edge__pb2.SegmentRequest.SerializeToString,
+            flower__ext_dot_edge_dot_edge__pb2.SegmentPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TenantKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flower_ext.edge.Edge/TenantKey',
+            flower__ext_dot_edge_dot_edge__pb2.TenantKeyRequest.SerializeToString,
+            flower__ext_dot_edge_dot_edge__pb2.TenantKeyReply.FromString,
             options,
             channel_credentials,
             insecure,
