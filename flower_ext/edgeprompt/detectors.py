@@ -181,7 +181,7 @@ def first_sensitive(
 _Ends = Iterator[tuple[int, int]]
 
 _EMAIL = re.compile(
-    r"(?<![\w.+%'-])(?!(?:git|hg|svn)@)\w[\w.+%'-]{0,63}@"
+    r"(?<!\w)(?!(?:git|hg|svn)@)\w[\w.+%'-]{0,63}@"
     r"(?!\d+x\.)"  # As in logo@2x.png.
     r"(?:[^\W_][\w-]{0,62}\.){1,8}[^\W\d_]{2,24}(?![\w-])"
 )
@@ -283,6 +283,7 @@ _KEY = re.compile(
     r"|\bgh[pousr]_[A-Za-z0-9]{36,255}\b|\bgithub_pat_\w{22,255}\b"
     r"|\bglpat-[\w-]{20,}"
     r"|\bAIza[\w-]{35}"
+    r"|\bsk-[A-Za-z0-9]{20,}\b"
     r"|\bhf_[A-Za-z0-9]{30,}\b"
     r"|\bxox[abeoprs]-[A-Za-z0-9-]{10,}|\bxapp-\d-[A-Za-z0-9-]{10,}"
     r"|\bhooks\.slack\.com/services/T\w+/B\w+/\w+"
