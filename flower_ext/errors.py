@@ -1,6 +1,6 @@
 """The errors of flower-ext, under one base class."""
 
-__all__ = ["FlowerExtError", "InvalidInputError"]
+__all__ = ["FlowerExtError", "InvalidInputError", "PrivateSegmentError"]
 
 
 class FlowerExtError(Exception):
@@ -9,3 +9,7 @@ class FlowerExtError(Exception):
 
 class InvalidInputError(FlowerExtError, ValueError):
     """A value given by the caller is out of range; the message names it and the fix."""
+
+
+class PrivateSegmentError(InvalidInputError):
+    """Something private was about to be named, kept or sent."""

@@ -1,12 +1,8 @@
 """What can go wrong with a prompt that is spread over several machines."""
 
-from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.errors import FlowerExtError, PrivateSegmentError
 
 __all__ = ["CorruptBlockError", "PrivateSegmentError", "SourceError", "StoreError"]
-
-
-class PrivateSegmentError(InvalidInputError):
-    """Something private was about to be named, kept or sent."""
 
 
 class CorruptBlockError(FlowerExtError):

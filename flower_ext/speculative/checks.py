@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from flower_ext.errors import InvalidInputError
+from flower_ext.errors import InvalidInputError, PrivateSegmentError
 from flower_ext.speculative.messages import Distribution, Draft
 
-__all__ = ["LONGEST_DRAFT", "check_draft"]
+__all__ = ["LONGEST_DRAFT", "Hierarchy", "check_draft", "disclosed"]
 
 LONGEST_DRAFT = 256  # Tokens; beyond some tens nothing is gained.
 
 # Float32 probabilities of a softmax add up to 1 within this.
 _ROUNDING = 1e-3
+
+
+class Hierarchy(Protocol):
+    """A prompt that knows what of it is private, as ``edgeprompt.PromptHierarchy``."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All tokens."""
+        ...
+
+    @property
+    def private_tokens(self) -> tuple[int, ...]:
+        """Those that must not leave the device."""
+        ...
+
+
+def disclosed(prompt: Sequence[int] | Hierarchy) -> Sequence[int]:
+    """Return a prompt's tokens, which the edge will see, as will it the drafts.
+
+    Raises
+    ------
+    PrivateSegmentError
+        If the prompt has a private segment.
+    """
+    if isinstance(prompt, Sequence) or not hasattr(prompt, "private_tokens"):
+        return prompt  # type: ignore[return-value]
+    if prompt.private_tokens:
+        raise PrivateSegmentError(
+            f"The prompt has {len(prompt.private_tokens)} private tokens, and drafts "
+            "that depend on them go to the edge: generate with EdgePrompt, or declare "
+            "the segment public or group if the edge may see it."
+        )
+    return prompt.tokens
 
 
 def check_draft(draft: Draft, vocab_size: int, protocol: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-__all__ = ["GrowingLayer", "KVCache", "RaggedBatch", "append"]
+__all__ = ["GrowingLayer", "KVCache", "RaggedBatch", "RaggedLayer", "append"]
 
 _BLOCK = 64  # Tokens of room that a layer makes at least when it is full.
 _GROWTH = 1.25  # And by which factor: few copies, little spare memory.
@@ -93,7 +93,11 @@ class KVCache:
         What the model is given.
     length : int
         The tokens in it.
+    shared_length : int
+        How many of these, the first ones, are kept elsewhere for many sequences.
     """
+
+    shared_length = 0
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.layers = DynamicCache(config=config)
@@ -113,8 +117,20 @@ class KVCache:
             self.layers.crop(length - self.length)
             self.length = length
 
+    def ragged_layer(self, rows: Sequence[Any], longest: int, new: int) -> DynamicLayer:
+        """Return a layer of a batch that this cache is a row of.
 
-class _RaggedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+        Parameters
+        ----------
+        rows : Sequence[Any]
+            That layer of every row's cache.
+        longest, new : int
+            As :class:`RaggedBatch` has them.
+        """
+        return RaggedLayer(rows, longest, new)
+
+
+class RaggedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Rows of several caches, padded at the left, with places for new tokens."""
 
     def __init__(self, rows: Sequence[GrowingLayer], longest: int, new: int) -> None:
@@ -161,7 +177,7 @@ class RaggedBatch:
     Parameters
     ----------
     caches : Sequence[KVCache]
-        The rows.
+        The rows; what they share, they all share.
     new : int
         Places for new tokens, the same for all rows.
 
@@ -170,15 +186,15 @@ class RaggedBatch:
     layers : DynamicCache
         What the model is given: rows padded at the left to ``longest``.
     longest : int
-        The tokens of the longest cache.
+        The tokens of the longest cache, those that are shared left out.
     """
 
     def __init__(self, caches: Sequence[KVCache], new: int) -> None:
-        self.longest = max(cache.length for cache in caches)
+        self.longest = max(cache.length - cache.shared_length for cache in caches)
         self._caches = caches
         columns: Any = zip(*(cache.layers.layers for cache in caches), strict=True)
         self.layers = DynamicCache()
-        own: Any = [_RaggedLayer(rows, self.longest, new) for rows in columns]
+        own: Any = [caches[0].ragged_layer(r, self.longest, new) for r in columns]
         self.layers.layers = own
 
     def share_out(self, counts: Sequence[int]) -> None:

@@ -140,15 +140,17 @@ class TransformersModel:
     def _extend_many(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Process ragged rows: caches padded at the left, new tokens at the right."""
         device = self.model.device
-        longest = max(row.cache.length for row in rows)
+        shared = rows[0].cache.shared_length
+        longest = max(row.cache.length - shared for row in rows)
         widest = max(len(row.tokens) for row in rows)
         ids = torch.zeros((len(rows), widest), dtype=torch.long)
-        mask = torch.zeros((len(rows), longest + widest), dtype=torch.long)
+        mask = torch.zeros((len(rows), shared + longest + widest), dtype=torch.long)
+        mask[:, :shared] = 1
         positions = torch.zeros_like(ids)
         for index, row in enumerate(rows):
             count, length = len(row.tokens), row.cache.length
             ids[index, :count] = torch.tensor(list(row.tokens))
-            mask[index, longest - length : longest + count] = 1
+            mask[index, longest + 2 * shared - length : shared + longest + count] = 1
             # The places after a row's last token are never looked at.
             positions[index] = torch.arange(length, length + widest)
         positions.clamp_(max=max(r.cache.length + len(r.tokens) for r in rows) - 1)

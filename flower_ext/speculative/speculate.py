@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.network.clocks import Clock, VirtualClock
 from flower_ext.network.link import Link
+from flower_ext.speculative.checks import Hierarchy, disclosed
 from flower_ext.speculative.choices import Choices, KeyedChoices
 from flower_ext.speculative.draft_length import (
     DraftLength,
@@ -61,7 +62,7 @@ class Streamer(Protocol):
 def speculate(  # noqa: PLR0913 - what generate() takes, and where it runs
     drafter: Drafter,
     verifier: Verifier | Edge,
-    prompt_ids: Sequence[int],
+    prompt_ids: Sequence[int] | Hierarchy,
     max_new_tokens: int,
     sampling: Sampling | None = None,
     protocol: str | VerificationProtocol = "dssd",
@@ -87,8 +88,8 @@ def speculate(  # noqa: PLR0913 - what generate() takes, and where it runs
     verifier : Verifier | Edge
         The target, in this process; or an edge elsewhere, as
         ``flower_ext.edge.RemoteVerifier``.
-    prompt_ids : Sequence[int]
-        The prompt, at least one id.
+    prompt_ids : Sequence[int] | PromptHierarchy
+        The prompt, at least one id. The edge sees all of it.
     max_new_tokens : int
         The most tokens to generate, at least 1.
     sampling : Sampling | None (default: None)
@@ -134,6 +135,8 @@ def speculate(  # noqa: PLR0913 - what generate() takes, and where it runs
 
     Raises
     ------
+    PrivateSegmentError
+        If the prompt has a private segment.
     InvalidInputError
         If a parameter is out of range, or prompt and text are longer than a model
         takes.
@@ -160,7 +163,7 @@ def speculate(  # noqa: PLR0913 - what generate() takes, and where it runs
     seed = _seed(generator)
     if choices is None:
         choices = KeyedChoices(seed)
-    drafting = drafter.start(prompt_ids, sampling, choices)
+    drafting = drafter.start(disclosed(prompt_ids), sampling, choices)
     _check_length(len(drafting.tokens) + max_new_tokens, drafter, edge)
     opening = Opening(
         session=secrets.token_hex(8),
