@@ -3,6 +3,24 @@
 Implementation based on https://arxiv.org/abs/2504.11729
 """
 
+from flower_ext.edgeprompt.completion import Completion
+from flower_ext.edgeprompt.engine import EdgePrompt
+from flower_ext.edgeprompt.hierarchy import Level, PromptHierarchy, Segment
 from flower_ext.edgeprompt.merge import merge_attention
+from flower_ext.edgeprompt.plan import plan
+from flower_ext.edgeprompt.precision import Precision
+from flower_ext.edgeprompt.prefixed_model import PrefixedModel
+from flower_ext.edgeprompt.store import KVStore
 
-__all__ = ["merge_attention"]
+__all__ = [
+    "Completion",
+    "EdgePrompt",
+    "KVStore",
+    "Level",
+    "Precision",
+    "PrefixedModel",
+    "PromptHierarchy",
+    "Segment",
+    "merge_attention",
+    "plan",
+]

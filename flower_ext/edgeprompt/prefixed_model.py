@@ -180,7 +180,7 @@ class _PrefixedCache(KVCache):
         return _RaggedSplicedLayer(rows, longest, new)
 
 
-class _RaggedSplicedLayer(RaggedLayer):
+class _RaggedSplicedLayer(RaggedLayer):  # type: ignore[no-untyped-call]
     """Tails of several rows, padded at the left, behind one prefix."""
 
     layout = Layout.APART

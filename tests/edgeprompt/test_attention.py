@@ -19,8 +19,10 @@ def test_by_hand() -> None:
     query = torch.ones(1, 1, 1, 1)
     key = torch.tensor([0.0, math.log(3.0)]).reshape(1, 1, 2, 1)
     value = torch.tensor([8.0, 4.0]).reshape(1, 1, 2, 1)
-    for function in (attend, lambda *a, **k: _plain(*a, None, False, k["scale"])):
-        output, log = function(query, key, value, scale=1.0)
+    for output, log in (
+        attend(query, key, value, scale=1.0),
+        _plain(query, key, value, None, False, 1.0),
+    ):
         assert output.item() == pytest.approx(5.0)
         assert log.item() == pytest.approx(math.log(4.0))
 

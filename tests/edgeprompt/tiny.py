@@ -76,7 +76,8 @@ def tiny(family: str, seed: int = 0) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3.0)
-    return model.train(False)
+    model.train(False)
+    return model
 
 
 def prefix_of(

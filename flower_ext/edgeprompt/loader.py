@@ -1,0 +1,484 @@
+"""Getting a prefix's KV into memory: from the store, from elsewhere, or by computing.
+
+Everything that goes out goes out here, before the private text is looked at. What is
+still on its way when the last block has begun to come is waited for layer by layer, and
+nothing is asked for any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from flower_ext.edgeprompt.blocks import SharedBlock, SharedPrefix
+from flower_ext.edgeprompt.errors import SourceError
+from flower_ext.edgeprompt.estimates import DeviceSpeed, LinkEstimate
+from flower_ext.edgeprompt.plan import Offer, OfferedBlock
+from flower_ext.edgeprompt.precision import (
+    EncodedBlock,
+    Precision,
+    decode_layer,
+    encode,
+    layer_nbytes,
+)
+from flower_ext.edgeprompt.prefill import prefill
+from flower_ext.edgeprompt.prefix_kv import PrefixKV
+from flower_ext.edgeprompt.restoration import Restoration
+from flower_ext.edgeprompt.source import Arrival, SegmentSource, Wanted
+from flower_ext.edgeprompt.store import KVStore
+from flower_ext.network.clocks import Clock
+
+__all__ = ["LoadReport", "LoadedPrefix", "PrefixLoader"]
+
+_LOG = logging.getLogger(__name__)
+_ROOM = 512  # Tokens that a single row may have behind a prefix without a copy.
+
+
+@dataclass
+class LoadReport:
+    """Where a prefix's blocks came from.
+
+    Attributes
+    ----------
+    blocks : int
+        All of them.
+    in_memory : int
+        Those that were decoded in memory already.
+    in_store : int
+        Those that the store held.
+    computed : int
+        Those that this device computed.
+    fetched : Counter[Precision]
+        Those that were fetched, by precision.
+    bytes_fetched : int
+        Encoded bytes that came, those of abandoned blocks included.
+    largest_error : float
+        Of all blocks, as ``EncodedBlock.error`` has it.
+    seconds : float
+        Until the private text could begin; for the rest it may have waited.
+    """
+
+    blocks: int = 0
+    in_memory: int = 0
+    in_store: int = 0
+    computed: int = 0
+    fetched: Counter[Precision] = field(default_factory=Counter)
+    bytes_fetched: int = 0
+    largest_error: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class LoadedPrefix:
+    """A prefix in memory.
+
+    Attributes
+    ----------
+    parts : tuple[PrefixKV, ...]
+        One per level that it has, in their order.
+    report : LoadReport
+        Where it came from.
+    """
+
+    parts: tuple[PrefixKV, ...]
+    report: LoadReport
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes it holds, room included."""
+        return sum(part.nbytes for part in self.parts)
+
+
+@dataclass
+class _Run:
+    """The blocks of one level, and the memory that they are decoded to."""
+
+    first: int
+    blocks: Sequence[SharedBlock]
+    kv: PrefixKV
+    whole: bool
+
+    @property
+    def begin(self) -> int:
+        return self.blocks[0].begin
+
+    def holds(self, block: int) -> bool:
+        return self.first <= block < self.first + len(self.blocks)
+
+
+class PrefixLoader:
+    """Loads prefixes, and keeps the latest ones in memory.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        What computes blocks that are nowhere else.
+    clock : Clock
+        What computing is timed by; with a source, that of the source.
+    store : KVStore
+        Where blocks are looked for and kept.
+    source : SegmentSource | None
+        Where blocks are fetched from; None: nowhere.
+    precisions : Sequence[Precision]
+        What may be fetched.
+    max_error : float
+        The largest error of a block that is used.
+    memory_bytes : int
+        What loaded prefixes may take together; the one in use may take more.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        clock: Clock,
+        store: KVStore,
+        source: SegmentSource | None,
+        precisions: Sequence[Precision],
+        max_error: float,
+        memory_bytes: int,
+    ) -> None:
+        self._model = model
+        self._clock = clock
+        self.store = store
+        self._source = source
+        self._precisions = tuple(precisions)
+        self._max_error = max_error
+        self._memory_bytes = memory_bytes
+        self._loaded: OrderedDict[bytes, tuple[PrefixKV, float]] = OrderedDict()
+        self.speed = DeviceSpeed()
+        self.link = LinkEstimate()
+        self._errors = {
+            Precision.EXACT: 0.0,
+            Precision.FP16: 5e-4,
+            Precision.BF16: 4e-3,
+            Precision.INT8: 1e-2,
+            Precision.INT4: 1e-1,
+        }
+
+    def load(self, prefix: SharedPrefix) -> LoadedPrefix:
+        """Get a prefix into memory.
+
+        Parameters
+        ----------
+        prefix : SharedPrefix
+            At least one block.
+
+        Returns
+        -------
+        LoadedPrefix
+            Its last layers may still be on their way; reading them waits.
+        """
+        return _Loading(self, prefix).run()
+
+    def compute(self, prefix: SharedPrefix, precisions: Sequence[Precision]) -> None:
+        """Compute what the store lacks of a prefix, and keep it in these precisions."""
+        wanted = [
+            (index, precision)
+            for index, block in enumerate(prefix.blocks)
+            for precision in precisions
+            if block.addresses[precision] not in self.store
+        ]
+        if not wanted:
+            return
+        # From exact blocks only: what is published is as near as its precision allows.
+        exact = PrefixLoader(
+            self._model, self._clock, self.store, None, (), 0.0, self._memory_bytes
+        )
+        loaded = exact.load(prefix)
+        for index, precision in wanted:
+            block = prefix.blocks[index]
+            keys, values = _slices(loaded.parts, block)
+            self.store.put(block.addresses[precision], encode(keys, values, precision))
+
+    # -- what is in memory ------------------------------------------------------------
+
+    def _remember(self, name: bytes, kv: PrefixKV, error: float) -> None:
+        self._loaded[name] = (kv, error)
+        self._loaded.move_to_end(name)
+        held = sum(kv.nbytes for kv, _ in self._loaded.values())
+        while held > self._memory_bytes and len(self._loaded) > 1:
+            _, (oldest, _) = self._loaded.popitem(last=False)
+            held -= oldest.nbytes
+
+
+class _Loading:
+    """One prefix on its way into memory."""
+
+    def __init__(self, loader: PrefixLoader, prefix: SharedPrefix) -> None:
+        self._of = loader
+        self._prefix = prefix
+        self._report = LoadReport(blocks=len(prefix.blocks))
+        self._runs = self._make_runs()
+        self._half: dict[Wanted, list[torch.Tensor]] = {}
+        self._state: Restoration | None = None
+        self._asked: tuple[Wanted, ...] = ()
+        self._begun: dict[int, int] = {}  # block -> layers that are decoded
+
+    def run(self) -> LoadedPrefix:
+        """Load; return as soon as the private text may begin."""
+        clock = self._of._clock
+        begin = clock.now()
+        missing = [
+            index
+            for run in self._runs
+            if not run.whole
+            for index in range(run.first, run.first + len(run.blocks))
+            if not self._from_store(index)
+        ]
+        if missing and self._of._source is not None and self._of._precisions:
+            self._restore(missing, self._of._source)
+        else:
+            for index in missing:
+                self._compute(index)
+        self._report.seconds = clock.now() - begin
+        parts = tuple(run.kv for run in self._runs)
+        if self._state is None or self._state.finished:
+            self._whole()
+        else:
+            for run in self._runs:
+                run.kv.wait_with(self._wait)
+        return LoadedPrefix(parts, self._report)
+
+    def _make_runs(self) -> list[_Run]:
+        """Return the memory for each level, that of an earlier load if there is one."""
+        runs: list[_Run] = []
+        blocks = self._prefix.blocks
+        device = self._of._model.device
+        first = 0
+        while first < len(blocks):
+            last = first
+            while last < len(blocks) and blocks[last].level == blocks[first].level:
+                last += 1
+            own = blocks[first:last]
+            name = _name(own)
+            known = self._of._loaded.get(name)
+            if known is not None:
+                kv, error = known
+                self._of._loaded.move_to_end(name)
+                self._report.in_memory += len(own)
+                self._report.largest_error = max(self._report.largest_error, error)
+            else:
+                tokens = own[-1].end - own[0].begin
+                shape = self._prefix.identity.shape(tokens)
+                kv = PrefixKV(shape, device, room=_ROOM)
+            runs.append(_Run(first, own, kv, known is not None))
+            first = last
+        return runs
+
+    def _whole(self) -> None:
+        """All is there: remember it."""
+        error = self._report.largest_error
+        for run in self._runs:
+            run.kv.wait_with(None)
+            self._of._remember(_name(run.blocks), run.kv, error)
+
+    # -- one block --------------------------------------------------------------------
+
+    def _run_of(self, block: int) -> _Run:
+        return next(run for run in self._runs if run.holds(block))
+
+    def _from_store(self, index: int) -> bool:
+        """Decode a block from the store, in the finest precision that it has."""
+        block = self._prefix.blocks[index]
+        for precision in Precision:
+            address = block.addresses[precision]
+            if address not in self._of.store:
+                continue
+            found = self._of.store.get(address)
+            if found is None or found.error > self._of._max_error:
+                continue
+            if found.shape != self._prefix.identity.shape(len(block.tokens)):
+                continue
+            self._decode_all(index, found)
+            self._report.in_store += 1
+            return True
+        return False
+
+    def _decode_all(self, index: int, encoded: EncodedBlock) -> None:
+        for layer, data in enumerate(encoded.layers):
+            self._decode(index, layer, data, encoded.precision)
+        self._report.largest_error = max(self._report.largest_error, encoded.error)
+
+    def _decode(
+        self, index: int, layer: int, data: torch.Tensor, precision: Precision
+    ) -> None:
+        """Write a layer of a block to where it belongs."""
+        block, run = self._prefix.blocks[index], self._run_of(index)
+        tokens = slice(block.begin - run.begin, block.end - run.begin)
+        decode_layer(
+            data,
+            self._prefix.identity.shape(len(block.tokens)),
+            precision,
+            run.kv.keys[layer][0, :, tokens],
+            run.kv.values[layer][0, :, tokens],
+        )
+
+    def _compute(self, index: int) -> float:
+        """Compute a block, all before it being there; return how long it took."""
+        block, run = self._prefix.blocks[index], self._run_of(index)
+        before = [r.kv for r in self._runs if r.first < run.first]
+        begin = block.begin - run.begin
+        if begin:
+            before.append(run.kv.head(begin))
+        clock = self._of._clock
+        started = clock.now()
+        layers = prefill(self._of._model, block.tokens, before)
+        run.kv.fill(begin, layers)
+        seconds = clock.now() - started
+        self._report.computed += 1
+        self._of.store.put(
+            block.addresses[Precision.EXACT],
+            encode(
+                [k[0] for k, _ in layers], [v[0] for _, v in layers], Precision.EXACT
+            ),
+        )
+        return seconds
+
+    # -- from elsewhere ---------------------------------------------------------------
+
+    def _restore(self, missing: Sequence[int], source: SegmentSource) -> None:
+        """Compute from the front and fetch from the back until they meet."""
+        of = self._of
+        offered = [self._offered(index) for index in missing]
+        errors = {p: of._errors[p] for p in of._precisions}
+        state = Restoration(
+            Offer(offered, errors),
+            of.speed,
+            of.link,
+            of._max_error,
+            at=source.now(),
+        )
+        self._state = state
+        while not state.finished and not self._only_layers_left(state):
+            state.passed(source.now())
+            self._ask(state, source)
+            if self._take(state, source, 0.0):
+                continue
+            index = state.computing
+            if index is not None:
+                seconds = self._compute(index)
+                state.computed(index, seconds, source.now())
+            elif not self._take(state, source, state.patience):
+                state.passed(source.now())
+        if state.finished and self._asked:
+            self._asked = ()
+            source.request(self._prefix, ())
+
+    def _only_layers_left(self, state: Restoration) -> bool:
+        """Return whether one block is missing, and it has begun to come."""
+        missing = state.missing
+        return len(missing) == 1 and missing[0] in self._begun
+
+    def _ask(self, state: Restoration, source: SegmentSource) -> None:
+        """Send a request if another one is wanted."""
+        wanted = state.fetching
+        if wanted != self._asked:
+            self._asked = wanted
+            source.request(self._prefix, wanted)
+
+    def _take(self, state: Restoration, source: SegmentSource, timeout: float) -> bool:
+        """Take what has come; return whether anything has, or a loss was noticed."""
+        try:
+            arrivals = source.arrived(timeout)
+        except SourceError as error:
+            _LOG.warning("Blocks could not be fetched (%s).", error)
+            self._lost(state, source)
+            return True
+        for arrival in arrivals:
+            self._took(state, arrival)
+        if not arrivals and timeout == math.inf:
+            self._lost(state, source)  # Nothing is under way, whoever has ended it.
+        return bool(arrivals)
+
+    def _lost(self, state: Restoration, source: SegmentSource) -> None:
+        self._asked = ()
+        state.lost(source.now())
+
+    def _took(self, state: Restoration, arrival: Arrival) -> None:
+        """Decode a layer, and keep the block if it is whole."""
+        wanted, header = arrival.wanted, arrival.header
+        self._report.bytes_fetched += arrival.data.numel()
+        if header.error > self._of._max_error:
+            self._of._errors[wanted.precision] = header.error
+            state.refused(wanted.precision, header.error)
+            return
+        if wanted.block not in state.missing:
+            return
+        half = self._half.setdefault(wanted, [])
+        if arrival.layer != len(half):
+            if arrival.layer:
+                return
+            half.clear()  # Sent again from its beginning.
+        started = self._of._clock.now()
+        self._decode(wanted.block, arrival.layer, arrival.data, wanted.precision)
+        self._of.speed.decoded(
+            wanted.precision, arrival.data.numel(), self._of._clock.now() - started
+        )
+        half.append(arrival.data)
+        self._begun[wanted.block] = len(half)
+        whole = len(half) == header.shape.layers
+        state.arrived(wanted, arrival.data.numel(), arrival.at, whole)
+        if whole:
+            encoded = EncodedBlock(
+                header.shape, wanted.precision, header.error, tuple(half)
+            )
+            del self._half[wanted]
+            block = self._prefix.blocks[wanted.block]
+            self._of.store.put(block.addresses[wanted.precision], encoded)
+            self._report.fetched[wanted.precision] += 1
+            self._report.largest_error = max(self._report.largest_error, header.error)
+
+    def _wait(self, layer: int) -> None:
+        """Wait for a layer of the last block, without asking for anything."""
+        state, source = self._state, self._of._source
+        assert state is not None
+        assert source is not None
+        while not state.finished:
+            (block,) = state.missing
+            if self._begun.get(block, 0) > layer:
+                return
+            before = self._begun.get(block, 0)
+            self._take(state, source, math.inf)
+            if not state.finished and self._begun.get(block, 0) == before:
+                state.computed(block, self._compute(block), source.now())
+        self._whole()
+
+    def _offered(self, index: int) -> OfferedBlock:
+        block = self._prefix.blocks[index]
+        shape = self._prefix.identity.shape(len(block.tokens))
+        return OfferedBlock(
+            index,
+            block.begin,
+            len(block.tokens),
+            {p: shape.layers * layer_nbytes(shape, p) for p in self._of._precisions},
+        )
+
+
+def _name(blocks: Sequence[SharedBlock]) -> bytes:
+    """Return what a run in memory is known by."""
+    return (
+        blocks[0].begin.to_bytes(8, "little")
+        + blocks[-1].addresses[Precision.EXACT].digest
+    )
+
+
+def _slices(
+    parts: Sequence[PrefixKV], block: SharedBlock
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return a block's keys and values, per layer of shape [heads, tokens, dim]."""
+    begin = 0
+    for part in parts:
+        if block.begin < begin + part.length:
+            tokens = slice(block.begin - begin, block.end - begin)
+            return (
+                [keys[0, :, tokens] for keys in part.keys],
+                [values[0, :, tokens] for values in part.values],
+            )
+        begin += part.length
+    raise AssertionError(block)
