@@ -160,9 +160,41 @@ class Restoration:
             waits = max(self._retry_at - self._now, 1e-6)
         block = self._next
         if block is not None and self._waits_for(block):
-            look = self._device.seconds(block.begin, block.tokens) / _LOOKS
-            waits = min(waits, max(look, 1e-6))
+            computing = self._device.seconds(block.begin, block.tokens)
+            look = computing / _LOOKS
+            if not self._link.measured and self._begun_at is not None:
+                look = self._begun_at + _PATIENCE * computing - self._now
+            # More than nothing beside the time, or the wait would never end.
+            waits = min(waits, max(look, 1e-9, 4 * math.ulp(self._now)))
         return waits
+
+    def useful(self, block: int, begun_at: float) -> bool:
+        """Return whether to go on with a block that is being computed.
+
+        For whoever can stop within a block; to be asked when something has come. What
+        is stopped is begun anew if it is wanted again.
+
+        Parameters
+        ----------
+        block : int
+            Which.
+        begun_at : float
+            When it was begun.
+
+        Returns
+        -------
+        bool
+            False if it has come meanwhile, or all the rest is expected to come much
+            sooner than it is done.
+        """
+        found = self._missing.get(block)
+        if found is None or self.stops_within == 1:
+            return found is not None
+        if not self._link.measured or not self._allowed or self._now is None:
+            return True
+        left = self._device.seconds(found.begin, found.tokens)
+        left -= self._now - begun_at
+        return self._rest(found) >= self._share * left
 
     # -- what happened ----------------------------------------------------------------
 
@@ -306,8 +338,12 @@ class Restoration:
             if self._now is None or self._begun_at is None or self.computed_blocks:
                 return False
             return self._now - self._begun_at < _PATIENCE * computing
-        share = min(1.0, self.stops_within / _AT_RISK)
-        return self._rest(block) < share * computing
+        return self._rest(block) < self._share * computing
+
+    @property
+    def _share(self) -> float:
+        """The share of a block's time that beats computing it if all comes in that."""
+        return min(1.0, self.stops_within / _AT_RISK)
 
     def _rest(self, last: OfferedBlock) -> float:
         """Return the seconds until all that is missing is expected to have come."""
@@ -320,7 +356,8 @@ class Restoration:
         else:
             waits = self._link.round_trip
             if self._requested_at is not None:
-                silent = max(0.0, now - self._requested_at - waits)
+                waits -= now - self._requested_at
+                waits, silent = max(waits, 0.0), max(-waits, 0.0)
         if self._lost_at is not None:
             # An outage is expected to last as long again as it has lasted.
             waits += now - self._lost_at

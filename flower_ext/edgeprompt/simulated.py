@@ -121,6 +121,7 @@ class _Run:
         self._block_at = 0.0
         self._block_seconds = 0.0
         self._free_at = math.inf
+        self._stopping = False
         self._nbytes = 0
         self._requests = 0
 
@@ -230,17 +231,21 @@ class _Run:
         self._free_at = self._now + self._block_seconds
 
     def _end_block(self) -> None:
-        """Tell of the block that the device has computed, unless it was useless."""
-        block = self._block
+        """Tell of the block that the device has computed, unless it was stopped."""
+        block, stopped = self._block, self._stopping
         seconds = self._now - self._block_at
-        self._block, self._free_at = None, math.inf
-        if block in self._todo.missing:
+        self._block, self._free_at, self._stopping = None, math.inf, False
+        if block is not None and not stopped:
             self._todo.computed(block, seconds, self._now)
 
     def _stop_if_useless(self) -> None:
-        """Let the device stop, as soon as it can, if its block has come."""
-        if self._block is None or self._block in self._todo.missing:
+        """Let the device stop as soon as it can if its block is not worth it."""
+        if self._block is None or self._stopping:
+            return
+        if self._todo.useful(self._block, self._block_at):
             return
         step = self._todo.stops_within * self._block_seconds
-        steps = math.ceil((self._now - self._block_at) / step)
-        self._free_at = min(self._free_at, self._block_at + steps * step)
+        stop = self._block_at + step * math.ceil((self._now - self._block_at) / step)
+        if stop < self._free_at:
+            self._stopping = True
+            self._free_at = stop
