@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import FrameType
 
 import torch
 from prometheus_client import start_http_server
+from transformers import PreTrainedModel
 
 from flower_ext.edge.server import EdgeServer
+from flower_ext.edge.tenants import load_tenant_secret
 from flower_ext.edge.tls import server_credentials
 from flower_ext.edge.tokens import load_tokens
+from flower_ext.edgeprompt.service import SegmentService
+from flower_ext.edgeprompt.store import KVStore
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.models import DEFAULT, load_model, tokenizer_fingerprint
 
 __all__ = ["main"]
+
+_SEGMENT_MEMORY = 256 * 2**20
+_SEGMENT_DISK = 4 * 2**30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,6 +90,30 @@ def _add_edge(edge: argparse.ArgumentParser) -> None:
     add("--max-sessions", type=int, default=256, help="sessions open (default: 256)")
     add("--max-queue", type=int, default=128, help="messages waiting (default: 128)")
     add("--max-batch", type=int, default=16, help="drafts per pass (default: 16)")
+    add(
+        "--segments",
+        action="store_true",
+        help="also compute, keep and send the KV of prompts' shared segments",
+    )
+    add("--segment-dir", help="folder that segments are kept in (default: none)")
+    add(
+        "--segment-memory",
+        type=int,
+        default=_SEGMENT_MEMORY,
+        help="bytes of segments in memory: of all public ones, and as many of each "
+        f"client's own (default: {_SEGMENT_MEMORY})",
+    )
+    add(
+        "--segment-disk",
+        type=int,
+        default=_SEGMENT_DISK,
+        help=f"bytes in the folder, counted in the same way (default: {_SEGMENT_DISK})",
+    )
+    add(
+        "--tenant-secret-file",
+        help="what clients' keys are made from, made if there is none (default: keys "
+        "last as long as the process)",
+    )
     add("--metrics-port", type=int, help="serve Prometheus counters at this port")
 
 
@@ -89,6 +122,7 @@ def _serve(options: argparse.Namespace) -> int:
     tokens = None if options.token_file is None else load_tokens(options.token_file)
     # Told before the model is loaded, which takes long.
     server_credentials(options.tls_cert, options.tls_key, options.plaintext)
+    secret = _tenant_secret(options)
     model, tokenizer = load_model(
         options.model,
         fetch=options.fetch,
@@ -112,6 +146,8 @@ def _serve(options: argparse.Namespace) -> int:
         max_sessions=options.max_sessions,
         max_queue=options.max_queue,
         max_batch=options.max_batch,
+        segments=_segments(options, model) if options.segments else None,
+        tenant_secret=secret,
     )
     over = threading.Event()
 
@@ -126,6 +162,8 @@ def _serve(options: argparse.Namespace) -> int:
             "plaintext" if options.plaintext else "TLS",
             "no tokens" if tokens is None else f"{len(tokens)} tokens",
         ]
+        if options.segments:
+            ready.append("segments")
         if options.metrics_port is not None:
             ready.append(
                 _serve_counters(server, options.metrics_port, options.host, stack)
@@ -138,6 +176,37 @@ def _serve(options: argparse.Namespace) -> int:
         )
         over.wait()
     return 0
+
+
+def _tenant_secret(options: argparse.Namespace) -> bytes | None:
+    """Return what clients' keys are made from, if it is in a file."""
+    if not options.segments:
+        for name in ("segment_dir", "tenant_secret_file"):
+            if getattr(options, name) is not None:
+                shown = name.replace("_", "-")
+                raise InvalidInputError(f"--{shown} needs --segments.")
+        return None
+    if options.tenant_secret_file is None:
+        return None
+    return load_tenant_secret(options.tenant_secret_file)
+
+
+def _segments(options: argparse.Namespace, model: PreTrainedModel) -> SegmentService:
+    """Return what computes segments, and keeps each client's own apart."""
+    folder = None if options.segment_dir is None else Path(options.segment_dir)
+
+    def store(*place: str) -> KVStore:
+        return KVStore(
+            None if folder is None else folder.joinpath(*place),
+            memory_bytes=options.segment_memory,
+            disk_bytes=options.segment_disk,
+        )
+
+    def tenant_store(name: str) -> KVStore:
+        # A name may have any characters, and a folder may not.
+        return store("clients", hashlib.sha256(name.encode()).hexdigest()[:32])
+
+    return SegmentService(model, store("public"), tenant_store=tenant_store)
 
 
 def _serve_counters(server: EdgeServer, port: int, host: str, stack: ExitStack) -> str:

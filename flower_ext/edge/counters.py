@@ -37,6 +37,17 @@ class Counters:
         self.bytes_down = counter("downlink_bytes", "Bytes to devices.")
         self.refusals = counter("refusals", "Messages not served.", "code")
         self.seconds = counter("verification_seconds", "Computation of the target.")
+        # Of all tenants together: what one keeps is nobody else's business.
+        self.blocks_sent = counter("segment_blocks_sent", "Blocks sent to devices.")
+        self.blocks_unknown = counter(
+            "segment_blocks_unknown", "Blocks that the text was asked for."
+        )
+        self.blocks_computed = counter(
+            "segment_blocks_computed", "Blocks computed on demand."
+        )
+        self.segment_seconds = counter(
+            "segment_seconds", "Looking for blocks and computing them."
+        )
         self.open_sessions = Gauge(
             "flower_ext_edge_sessions_open", "Sessions open.", registry=registry
         )

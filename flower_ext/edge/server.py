@@ -1,4 +1,4 @@
-"""The edge: a large model that devices reach over gRPC."""
+"""The edge: a model that devices reach over gRPC, to verify drafts or send segments."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from prometheus_client import CollectorRegistry
 from transformers import PreTrainedModel
 
 from flower_ext.edge import edge_pb2 as pb
-from flower_ext.edge.batching import Batcher
 from flower_ext.edge.conversation import Conversation, Desk
 from flower_ext.edge.counters import Counters
 from flower_ext.edge.handshake import Terms
 from flower_ext.edge.loop_thread import LoopThread
+from flower_ext.edge.model_thread import ModelThread
 from flower_ext.edge.refusals import RefusedError, busy
+from flower_ext.edge.segments import RETRY_KEY, SegmentDesk
 from flower_ext.edge.sessions import Sessions
+from flower_ext.edge.tenants import TenantKeys
 from flower_ext.edge.tls import is_loopback, server_credentials
 from flower_ext.edge.tokens import Tokens
+from flower_ext.edgeprompt.service import SegmentService
 from flower_ext.errors import InvalidInputError
 from flower_ext.speculative.language_model import LanguageModel
 from flower_ext.speculative.verifier import Verifier
@@ -40,6 +43,9 @@ _KEEPALIVE_MS = 30_000  # A device that is gone without a word is noticed by the
 
 class EdgeServer:
     """A verifier behind a port, with its event loop and its model in own threads.
+
+    With ``segments`` it also computes, keeps and sends the KV of prompts' shared
+    segments; one thread computes all, so the two may have the same model.
 
     Parameters
     ----------
@@ -83,6 +89,14 @@ class EdgeServer:
     idle_seconds : float (default: 600)
         A silent stream is ended and a session without a stream forgotten after this,
         above 0.
+    segments : SegmentService | None (default: None)
+        What computes and keeps segments; it belongs to the server until it is stopped.
+        With tokens, every client is a tenant: give the service a ``tenant_store``.
+        None: no segments are served.
+    tenant_secret : bytes | None (default: None)
+        What tenants' keys are made from, at least 32 bytes; see
+        :func:`~flower_ext.edge.load_tenant_secret`. None: random, so that group
+        segments are addressed otherwise when the server is made again.
 
     Raises
     ------
@@ -119,6 +133,8 @@ class EdgeServer:
         max_batch: int = 16,
         max_message_bytes: int = 4 * 2**20,
         idle_seconds: float = 600.0,
+        segments: SegmentService | None = None,
+        tenant_secret: bytes | None = None,
     ) -> None:
         for name, value, least in (
             ("port", port, 0),
@@ -144,6 +160,12 @@ class EdgeServer:
             _LOG.warning(
                 "Tokens travel unencrypted to %s: whoever listens can use them.", host
             )
+        if tenant_secret is not None and segments is None:
+            raise InvalidInputError(
+                "tenant_secret is of use where segments are served: give segments too."
+            )
+        self._segments = segments
+        self._tenant_keys = TenantKeys(tenant_secret)
         self._host, self._port = host, port
         self._max_sessions = max_sessions
         self._max_sessions_per_client = (
@@ -160,7 +182,8 @@ class EdgeServer:
         self._counters = Counters()
         self._thread: LoopThread | None = None
         self._server: Any = None
-        self._batcher: Batcher | None = None
+        self._batcher: ModelThread | None = None
+        self._segment_desk: SegmentDesk | None = None
         self._streams: dict[str, int] = {}
 
     @property
@@ -239,9 +262,16 @@ class EdgeServer:
             maximum_concurrent_rpcs=4 * self._max_sessions + 16,
         )
         # Bytes as they come: what is no message is answered by us, not by a crash.
-        handler = grpc.stream_stream_rpc_method_handler(self._converse)
+        handlers = {"Verify": grpc.stream_stream_rpc_method_handler(self._converse)}
+        if self._segments is not None:
+            handlers["GetSegment"] = grpc.unary_stream_rpc_method_handler(
+                self._get_segment
+            )
+            handlers["TenantKey"] = grpc.unary_unary_rpc_method_handler(
+                self._tenant_key
+            )
         self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(_SERVICE, {"Verify": handler}),)
+            (grpc.method_handlers_generic_handler(_SERVICE, handlers),)
         )
         checks = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(checks, self._server)
@@ -257,10 +287,20 @@ class EdgeServer:
                 f"({error})."
             ) from error
         sessions = Sessions(self._max_sessions, self._max_sessions_per_client)
-        self._batcher = Batcher(self._verifier, self._counters, *self._batching)
+        self._batcher = ModelThread(self._verifier, self._counters, *self._batching)
         self._desk = Desk(
             self._terms, sessions, self._batcher, self._counters, self._idle_seconds
         )
+        if self._segments is not None:
+            waiting = self._batching[0]
+            self._segment_desk = SegmentDesk(
+                *(self._segments, self._tenant_keys, self._batcher, self._counters),
+                max_waiting=waiting,
+                # So that no client alone can fill the edge.
+                max_waiting_per_client=(
+                    max(1, waiting // 4) if self._tokens.named else None
+                ),
+            )
         self._streams.clear()
         self._batcher.start()
         await self._server.start()
@@ -274,6 +314,8 @@ class EdgeServer:
         self._reaping.cancel()
         await self._checks.enter_graceful_shutdown()
         await self._server.stop(_STOP_SECONDS)
+        if self._segment_desk is not None:
+            await self._segment_desk.close()
         assert self._batcher is not None
         for session in list(self._desk.sessions):
             self._desk.drop(session)
@@ -307,10 +349,48 @@ class EdgeServer:
                     await asyncio.wait_for(context.read(), _REFUSING_SECONDS)
             await context.abort(refused.code, refused.text)
         finally:
-            if client is not None:
-                self._streams[client] -= 1
-                if not self._streams[client]:
-                    del self._streams[client]
+            self._leave(client)
+
+    async def _get_segment(self, data: bytes, context: Any) -> None:
+        """Send the blocks of one request."""
+        assert self._segment_desk is not None
+        client: str | None = None
+        try:
+            client = self._admit(context.invocation_metadata())
+            await self._segment_desk.send(client, data, context.write)
+        except RefusedError as refused:
+            await self._abort(context, refused)
+        finally:
+            self._leave(client)
+
+    async def _tenant_key(self, data: bytes, context: Any) -> bytes:
+        """Tell a client its tenant's key."""
+        del data  # There is nothing in it.
+        assert self._segment_desk is not None
+        client: str | None = None
+        try:
+            client = self._admit(context.invocation_metadata())
+            return self._segment_desk.key(client)
+        except RefusedError as refused:
+            await self._abort(context, refused)
+            raise
+        finally:
+            self._leave(client)
+
+    async def _abort(self, context: Any, refused: RefusedError) -> None:
+        """End a call by a status, and say when it may be made again."""
+        self._counters.refusals.labels(refused.code.name).inc()
+        hint = (
+            ((RETRY_KEY, str(refused.retry_seconds)),) if refused.retry_seconds else ()
+        )
+        await context.abort(refused.code, refused.text, hint)
+
+    def _leave(self, client: str | None) -> None:
+        """Count a stream as ended, if it was admitted."""
+        if client is not None:
+            self._streams[client] -= 1
+            if not self._streams[client]:
+                del self._streams[client]
 
     def _admit(self, metadata: Any) -> str:
         """Return the client's name, if it may have another stream.

@@ -272,7 +272,8 @@ class LinkedSource:
                 "The device's model differs from the edge's, in its weights, its "
                 "configuration or its type."
             )
-        return self._service.find(_address(prefix, wanted), self._tenant)
+        address = prefix.blocks[wanted.block].addresses[wanted.precision]
+        return self._service.find(address, self._tenant)
 
     def _ask(
         self,

@@ -7,6 +7,7 @@ and a pass is short enough for others to have theirs in between.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Sequence
 from typing import Protocol
 
@@ -145,26 +146,23 @@ class SegmentService:
                 "model's own tokenizer."
             )
 
-    def find(self, address: bytes, tenant: str = "") -> EncodedBlock | None:
-        """Return a block that is kept, a public one or the tenant's own.
+    def find(self, address: Address, tenant: str = "") -> EncodedBlock | None:
+        """Return a block that is kept.
 
         Parameters
         ----------
-        address : bytes
-            32 bytes.
+        address : Address
+            The block's. Of a group block, only what this tenant has is looked at.
         tenant : str (default: "")
             Who asks.
 
         Returns
         -------
         EncodedBlock | None
-            None: neither this tenant's store nor the public one has it; others' are
-            not looked at.
+            None: it is not here, or no longer.
         """
-        own = self._kept_by(Level.GROUP, tenant).get(Address(address, Level.GROUP))
-        if own is not None or self._tenant_store is None:
-            return own
-        return self._store.get(Address(address, Level.PUBLIC))
+        store, place = self._place(address, tenant)
+        return store.get(place)
 
     def block(
         self, prefix: SharedPrefix, wanted: Wanted, tenant: str = ""
@@ -273,10 +271,10 @@ class SegmentService:
         blocks = prefix.blocks[: wanted.block + 1]
         self.check(blocks[-1].end, max(max(block.tokens) for block in blocks))
 
-    def _kept_by(self, level: Level, tenant: str) -> BlockStore:
-        """Return the store of a level: a tenant's own, or the public one."""
-        if level == Level.PUBLIC:
-            return self._store
+    def _place(self, address: Address, tenant: str) -> tuple[BlockStore, Address]:
+        """Return where a block is kept: in which store, and under which name."""
+        if address.level == Level.PUBLIC:
+            return self._store, address
         if tenant not in self._tenant_stores:
             if self._tenant_store is not None:
                 self._tenant_stores[tenant] = self._tenant_store(tenant)
@@ -287,14 +285,16 @@ class SegmentService:
                 )
             else:
                 self._tenant_stores[tenant] = self._store
-        return self._tenant_stores[tenant]
+        # The tenant is part of the name, whoever else may use the same store.
+        name = hashlib.sha256(len(tenant).to_bytes(8, "little"))
+        name.update(tenant.encode() + address.digest)
+        return self._tenant_stores[tenant], Address(name.digest(), address.level)
 
     def _get(
         self, block: SharedBlock, precision: Precision, tenant: str
     ) -> EncodedBlock | None:
         """Return a block of a prefix, if it is kept."""
-        store = self._kept_by(block.level, tenant)
-        return store.get(block.addresses[precision])
+        return self.find(block.addresses[precision], tenant)
 
     def _put(
         self,
@@ -304,7 +304,8 @@ class SegmentService:
         found: EncodedBlock,
     ) -> None:
         """Keep a block of a prefix."""
-        self._kept_by(block.level, tenant).put(block.addresses[precision], found)
+        store, place = self._place(block.addresses[precision], tenant)
+        store.put(place, found)
 
 
 def _decode(block: EncodedBlock, into: PrefixKV, begin: int) -> None:
