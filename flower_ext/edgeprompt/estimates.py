@@ -35,12 +35,12 @@ _KEPT = 48
 # How much a measurement says beside the newest one, per measurement in between: a
 # device that has become hot is believed after about ten blocks.
 _FADING = 0.9
-# Residuals beyond this share of a measured time count linearly, not squared.
+# Residuals beyond this share of a measured time count no more if they grow.
 _HUBER = 0.2
-_ROUNDS = 4
+_ROUNDS = 6
 # What keeps the three costs in their usual proportion until blocks at several
 # positions tell them apart.
-_RIDGE = 0.1
+_RIDGE = 0.03
 _WINDOW_SECONDS = 0.7
 
 
@@ -379,13 +379,15 @@ class DeviceSpeed:
         scale = np.where(usual > 0, usual, 1e-3 / np.max(rows, axis=0))
         pull = _RIDGE * np.eye(3)
         costs: NDArray[np.float64] = usual
+        # The first fit takes all alike: it is the costs' proportions that may be off.
+        robust = weights
         for _ in range(_ROUNDS):
-            off = np.abs(rows @ costs - 1)
-            robust = weights * np.minimum(1.0, _HUBER / np.maximum(off, 1e-12))
             root = np.sqrt(robust)
             left = np.vstack([rows * scale * root[:, None], pull])
             right = np.concatenate([root, pull @ (usual / scale)])
             costs = nnls(left, right)[0] * scale
+            off = np.abs(rows @ costs - 1)
+            robust = weights * np.minimum(1.0, _HUBER / np.maximum(off, 1e-12)) ** 2
         return costs
 
 
