@@ -111,6 +111,14 @@ def test_no_number_is_off_by_more_than_half_its_scale(dtype: torch.dtype) -> Non
             assert scale.amax() <= (span.amax() / steps) * 1.06 + 0.02
 
 
+@pytest.mark.parametrize("offset", [100.3, -100.2])
+def test_a_narrow_band_far_from_zero_is_spanned_by_its_scale(offset: float) -> None:
+    # Zeros are rounded, by up to 0.5 here: none may come to lie above the band.
+    x = torch.linspace(offset, offset + 0.4, 32).reshape(1, 32, 1)
+    (key,), _ = decoded(encode([x], [x], Precision.INT4))
+    assert (key - x).abs().max() <= 0.91 / 15 / 2
+
+
 def test_the_layout_is_what_it_is() -> None:
     # Two tokens of one head: keys of channels (1, -127) and (0, 0), values ±127 · 2.
     keys = torch.tensor([[[1.0, 0.0], [-127.0, 0.0]]])

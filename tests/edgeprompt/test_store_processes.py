@@ -242,7 +242,7 @@ def mount_small_disk(directory: Path, nbytes: int) -> None:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {user} 1")
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "none", directory]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "none", str(directory)]
         subprocess.run(mount, check=True)
     except (OSError, subprocess.CalledProcessError):
         sys.exit(NO_ROOM_TO_TRY)
