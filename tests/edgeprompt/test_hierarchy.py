@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Any
 
@@ -71,6 +72,28 @@ def test_the_tokens_up_to_each_piece_decode_to_the_text_up_to_it(
         assert prompt.tokens == whole.tokens
         assert whole.tokens[: len(shared)] == tuple(shared)
         assert decoded(name, shared) == above.rstrip(" ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_word_that_a_border_cuts_is_written_without_a_space_before_its_rest(
+    name: str,
+) -> None:
+    encode = made(name)
+    crossed = 0
+    for above, below in itertools.product(
+        ["Ques", "wh", "capit", "e", "\n", "is\n"], ["tion", "at", "al", "s?", "\n"]
+    ):
+        alone, both = (
+            encode(text, add_special_tokens=False)["input_ids"]
+            for text in (above, above + below)
+        )
+        crossed += both[: len(alone)] != alone
+        prompt = PromptHierarchy.from_text(
+            [(PUBLIC, above), (PRIVATE, below)], made(name)
+        )
+        assert decoded(name, prompt.tokens) == above + below
+
+    assert crossed  # Or this test shows nothing.
 
 
 @pytest.mark.parametrize("name", NAMES)
