@@ -196,7 +196,8 @@ class SharedPrefix:
     PrivateSegmentError
         If a segment is private.
     InvalidInputError
-        If there is a group segment and no key, or a key that is too short.
+        If there is a group segment and no key, or a key that is too short, or a public
+        segment follows a group one.
 
     Attributes
     ----------
@@ -218,6 +219,13 @@ class SharedPrefix:
             raise PrivateSegmentError(
                 "A private segment cannot be shared: pass PromptHierarchy.shared."
             )
+        for index, (above, below) in enumerate(itertools.pairwise(self.segments)):
+            if below.level < above.level:
+                raise InvalidInputError(
+                    f"Segment {index + 1} is public behind a group one: its KV, which "
+                    "all may see, would tell of that. Order segments from PUBLIC to "
+                    "GROUP."
+                )
         if tenant_key and len(tenant_key) < 16:
             raise InvalidInputError(
                 f"A tenant's key needs 16 bytes at least, got {len(tenant_key)}."
@@ -267,7 +275,8 @@ def _digest(
     tokens: Sequence[int],
 ) -> bytes:
     """Return the HMAC that is a block's address."""
-    code = hmac.new(key, digestmod=hashlib.sha256)
+    # HMAC fills keys up with zeros: bare, one of zeros would be the public one.
+    code = hmac.new(_prefixed(key), digestmod=hashlib.sha256)
     code.update(_prefixed(identity.digest))
     code.update(_prefixed(str(identity.dtype).encode()))
     code.update(_prefixed(precision.value.encode()))
