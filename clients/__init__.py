@@ -2,6 +2,7 @@
 
 from flower_ext.clients.client_app import CodedClientApp
 from flower_ext.clients.dssd_task import DSSDTask
+from flower_ext.clients.edgeprompt_task import EdgePromptTask
 from flower_ext.clients.mod import CodedMod, coded_mod
 from flower_ext.clients.partition_task import PartitionTask, current_partition_task
 from flower_ext.clients.straggler import straggler_mod
@@ -19,6 +20,7 @@ __all__ = [
     "CodedMod",
     "DSSDTask",
     "DelayModel",
+    "EdgePromptTask",
     "PartitionTask",
     "RecordedDelays",
     "ShiftedExponential",

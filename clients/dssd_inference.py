@@ -70,7 +70,9 @@ def infer(task: DSSDTask, content: RecordDict, context: Context) -> DSSDTotals:
                 request.verification,
                 length,
                 link if local else None,
-                torch.Generator().manual_seed(seed_of(request, context, index)),
+                torch.Generator().manual_seed(
+                    seed_of(request.seed, request.server_round, context, index)
+                ),
                 drafting_ahead=request.drafting_ahead,
                 stop_strings=request.stop_strings,
                 tokenizer=device.tokenizer,
@@ -100,9 +102,9 @@ def request_in(content: RecordDict) -> DSSDRequest:
     return DSSDRequest.from_config(config)
 
 
-def seed_of(request: DSSDRequest, context: Context, prompt: int) -> int:
+def seed_of(seed: int, server_round: int, context: Context, prompt: int) -> int:
     """Return the seed of one text: of (run seed, round, node, prompt)."""
-    entropy = (request.seed, request.server_round, worker_of(context), prompt)
+    entropy = (seed, server_round, worker_of(context), prompt)
     word = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
     return int(word) >> 1
 

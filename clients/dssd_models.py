@@ -1,4 +1,4 @@
-"""The models of a DSSD evaluation on a node, loaded once per process and path."""
+"""The models of an evaluation on a node, loaded once per process and path."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, RecordDict
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flower_ext.clients.dssd_task import DSSDTask, Source
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import LoadedModel, load_model
 from flower_ext.models.loading import Role, load_tokenizer
 
-__all__ = ["drafter_of", "target_of", "with_weights"]
+__all__ = ["drafter_of", "given", "load_once", "target_of", "with_weights"]
 
 _loading = threading.Lock()
 
@@ -33,17 +33,9 @@ def drafter_of(task: DSSDTask, context: Context) -> LoadedModel:
     found: Any = task.drafter
     if callable(found) and not isinstance(found, PreTrainedModel):
         found = found(context)
-    if not isinstance(found, PreTrainedModel):
-        return _load(found, "draft", task)
-    tokenizer: Any = task.tokenizer
-    if tokenizer is None:
-        raise InvalidInputError(
-            f"drafter={type(found).__name__}(...) comes without a tokenizer: give "
-            "DSSDTask(tokenizer=...) too."
-        )
-    if isinstance(tokenizer, str) or hasattr(tokenizer, "__fspath__"):
-        tokenizer = load_tokenizer(tokenizer)
-    return LoadedModel(found, tokenizer)
+    if isinstance(found, PreTrainedModel):
+        return given(found, task.tokenizer, "drafter=", "DSSDTask")
+    return load_once(found, "draft", task.tokenizer, task.dtype, task.device)
 
 
 def target_of(task: DSSDTask, named: str) -> LoadedModel:
@@ -54,7 +46,39 @@ def target_of(task: DSSDTask, named: str) -> LoadedModel:
     InvalidInputError
         If it cannot be loaded.
     """
-    return _load(named or task.target, "target", task)
+    return load_once(named or task.target, "target", None, task.dtype, task.device)
+
+
+def given(
+    model: PreTrainedModel,
+    tokenizer: Source | PreTrainedTokenizerBase | None,
+    parameter: str,
+    task: str,
+) -> LoadedModel:
+    """Return a model that was given as an object, with its tokenizer.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model.
+    tokenizer : str | path | PreTrainedTokenizerBase | None
+        Its tokenizer, which must be given too.
+    parameter, task : str
+        What the two were given as, for the error.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no tokenizer, or it cannot be loaded.
+    """
+    if tokenizer is None:
+        raise InvalidInputError(
+            f"{parameter}{type(model).__name__}(...) comes without a tokenizer: give "
+            f"{task}(tokenizer=...) too."
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer = load_tokenizer(tokenizer)
+    return LoadedModel(model, tokenizer)
 
 
 def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel:
@@ -88,20 +112,43 @@ def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel
     return changed
 
 
-def _load(source: Source, role: Role, task: DSSDTask) -> LoadedModel:
-    """Load a model, or return it if this process has it already."""
-    tokenizer: Any = task.tokenizer if role == "draft" else None
-    if isinstance(tokenizer, PathLike):
-        tokenizer = str(tokenizer)
+def load_once(
+    source: Source,
+    role: Role,
+    tokenizer: Source | PreTrainedTokenizerBase | None,
+    dtype: str,
+    device: str,
+) -> LoadedModel:
+    """Load a model, or return it if this process has it already.
+
+    Parameters
+    ----------
+    source : str | path
+        A folder, an id in the local Hugging Face cache, or ``"default"``.
+    role : str
+        ``"draft"`` or ``"target"``: which one ``"default"`` is.
+    tokenizer : str | path | PreTrainedTokenizerBase | None
+        Its tokenizer; None: beside it.
+    dtype : str
+        Precision that it is loaded in: the name of a torch dtype.
+    device : str
+        Where it runs.
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be loaded.
+    """
     with _loading, torch.random.fork_rng(devices=[]):
-        if tokenizer is None or isinstance(tokenizer, str):
-            return _loaded(str(source), role, tokenizer, task.dtype, task.device)
+        if tokenizer is None or isinstance(tokenizer, str | PathLike):
+            place = None if tokenizer is None else str(tokenizer)
+            return _loaded(str(source), role, place, dtype, device)
         return load_model(
             source,
             role=role,
             tokenizer=tokenizer,
-            dtype=getattr(torch, task.dtype),
-            device=task.device,
+            dtype=getattr(torch, dtype),
+            device=device,
         )
 
 
