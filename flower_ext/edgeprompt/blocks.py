@@ -30,6 +30,7 @@ __all__ = [
     "SharedBlock",
     "SharedPrefix",
     "identity_of",
+    "kv_shape",
 ]
 
 BLOCK_TOKENS = 256
@@ -103,7 +104,7 @@ class ModelIdentity:
         )
 
 
-def identity_of(model: PreTrainedModel, *, weights: bool = True) -> ModelIdentity:
+def identity_of(model: PreTrainedModel) -> ModelIdentity:
     """Digest a model's weights and configuration, and learn the shape of its KV.
 
     All weights are read: about a second per gigabyte.
@@ -112,8 +113,6 @@ def identity_of(model: PreTrainedModel, *, weights: bool = True) -> ModelIdentit
     ----------
     model : PreTrainedModel
         A decoder-only model with the same attention in every layer.
-    weights : bool (default: True)
-        Whether they are read; without, the digest is of the configuration alone.
 
     Returns
     -------
@@ -127,20 +126,38 @@ def identity_of(model: PreTrainedModel, *, weights: bool = True) -> ModelIdentit
     digest = hashlib.sha256()
     for part in itertools.chain.from_iterable(named):
         digest.update(_prefixed(part.encode()))
-    for name, tensor in sorted(model.state_dict().items() if weights else ()):
+    for name, tensor in sorted(model.state_dict().items()):
+        kind = f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+        digest.update(_prefixed(kind.encode()))
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(
-            _prefixed(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        )
-        digest.update(_prefixed(data.numpy()))
-    keys, values = _kv_of_one_token(model)
+        digest.update(data.numpy())
+    shape = kv_shape(model, 1)
     return ModelIdentity(
         digest.digest(),
-        keys[0].dtype,
+        shape.dtype,
+        shape.layers,
+        shape.heads,
+        shape.key_dim,
+        shape.value_dim,
+    )
+
+
+def kv_shape(model: PreTrainedModel, tokens: int) -> KVShape:
+    """Return the shape of the KV of so many tokens.
+
+    Raises
+    ------
+    InvalidInputError
+        If the model's layers differ in it.
+    """
+    keys, values = _kv_of_one_token(model)
+    return KVShape(
         len(keys),
         keys[0].shape[1],
+        tokens,
         keys[0].shape[-1],
         values[0].shape[-1],
+        keys[0].dtype,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +27,7 @@ from flower_ext.edgeprompt.precision import (
     encode,
     layer_nbytes,
 )
-from flower_ext.edgeprompt.prefill import prefill
+from flower_ext.edgeprompt.prefill import StoppedError, prefill
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.edgeprompt.restoration import Restoration
 from flower_ext.edgeprompt.source import Arrival, SegmentSource, Wanted
@@ -219,6 +219,7 @@ class _Loading:
         self._state: Restoration | None = None
         self._asked: tuple[Wanted, ...] = ()
         self._begun: dict[int, int] = {}  # block -> layers that are decoded
+        self._decoding = 0.0  # Seconds so far.
 
     def run(self) -> LoadedPrefix:
         """Load; return as soon as the private text may begin."""
@@ -319,18 +320,25 @@ class _Loading:
             run.kv.values[layer][0, :, tokens],
         )
 
-    def _compute(self, index: int) -> float:
-        """Compute a block, all before it being there; return how long it took."""
+    def _compute(self, index: int, useful: Callable[[], bool] | None = None) -> float:
+        """Compute a block, all before it being there; return how long it took.
+
+        Raises
+        ------
+        StoppedError
+            If it was not useful any more.
+        """
         block, run = self._prefix.blocks[index], self._run_of(index)
         before = [r.kv for r in self._runs if r.first < run.first]
         begin = block.begin - run.begin
         if begin:
             before.append(run.kv.head(begin))
         clock = self._of._clock
-        started = clock.now()
-        layers = prefill(self._of._model, block.tokens, before)
+        started, taken = clock.now(), self._decoding
+        layers = prefill(self._of._model, block.tokens, before, useful)
         run.kv.fill(begin, layers)
-        seconds = clock.now() - started
+        # What was decoded in between is no part of it.
+        seconds = clock.now() - started - (self._decoding - taken)
         self._report.computed += 1
         self._of.store.put(
             block.addresses[Precision.EXACT],
@@ -352,6 +360,7 @@ class _Loading:
             of.speed,
             of.link,
             of._max_error,
+            stops_within=1.0 / self._prefix.identity.layers,
             at=source.now(),
         )
         self._state = state
@@ -362,13 +371,31 @@ class _Loading:
                 continue
             index = state.computing
             if index is not None:
-                seconds = self._compute(index)
-                state.computed(index, seconds, source.now())
-            elif not self._take(state, source, state.patience):
-                state.passed(source.now())
+                self._compute_while_useful(index, state, source)
+            elif not self._asked:
+                of._clock.sleep_until(of._clock.now() + state.patience)
+            else:
+                self._take(state, source, state.patience)
         if state.finished and self._asked:
             self._asked = ()
             source.request(self._prefix, ())
+
+    def _compute_while_useful(
+        self, index: int, state: Restoration, source: SegmentSource
+    ) -> None:
+        """Compute a block, unless the rest is found to come sooner."""
+        begun = source.now()
+
+        def useful() -> bool:
+            self._take(state, source, 0.0)
+            state.passed(source.now())
+            return state.useful(index, begun)
+
+        try:
+            seconds = self._compute(index, useful)
+        except StoppedError:
+            return
+        state.computed(index, seconds, source.now())
 
     def _only_layers_left(self, state: Restoration) -> bool:
         """Return whether one block is missing, and it has begun to come."""
@@ -417,9 +444,9 @@ class _Loading:
             half.clear()  # Sent again from its beginning.
         started = self._of._clock.now()
         self._decode(wanted.block, arrival.layer, arrival.data, wanted.precision)
-        self._of.speed.decoded(
-            wanted.precision, arrival.data.numel(), self._of._clock.now() - started
-        )
+        seconds = self._of._clock.now() - started
+        self._decoding += seconds
+        self._of.speed.decoded(wanted.precision, arrival.data.numel(), seconds)
         half.append(arrival.data)
         self._begun[wanted.block] = len(half)
         whole = len(half) == header.shape.layers

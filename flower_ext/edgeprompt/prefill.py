@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.edgeprompt.splice import spliced, spliced_cache
 
-__all__ = ["LayerKV", "prefill"]
+__all__ = ["LayerKV", "StoppedError", "prefill"]
 
 LayerKV = tuple[torch.Tensor, torch.Tensor]
 """A layer's keys and values, of shape [1, heads, tokens, dim]."""
 
 
+class StoppedError(Exception):
+    """What was being computed is not wanted any more."""
+
+
+class _WatchedCache(DynamicCache):
+    """Asks before every layer whether to go on."""
+
+    useful: Callable[[], bool] | None = None
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take a layer's new keys and values."""
+        if self.useful is not None and not self.useful():
+            raise StoppedError
+        return super().update(*args, **kwargs)
+
+
 @torch.inference_mode()
 def prefill(
-    model: PreTrainedModel, tokens: Sequence[int], before: Sequence[PrefixKV] = ()
+    model: PreTrainedModel,
+    tokens: Sequence[int],
+    before: Sequence[PrefixKV] = (),
+    useful: Callable[[], bool] | None = None,
 ) -> list[LayerKV]:
     """Compute the KV of tokens, without logits.
 
@@ -31,18 +50,27 @@ def prefill(
         At least one.
     before : Sequence[PrefixKV] (default: ())
         What comes before them.
+    useful : Callable[[], bool] | None (default: None)
+        Asked once per layer whether to go on; None: always.
 
     Returns
     -------
     list[LayerKV]
         The new tokens' keys and values, per layer.
+
+    Raises
+    ------
+    StoppedError
+        If it is not useful any more.
     """
     ids = torch.tensor([list(tokens)], device=model.device)
     inner: Any = model.base_model
+    cache = _WatchedCache(config=model.config)
+    cache.useful = useful
     if not before:
-        cache = inner(ids, use_cache=True).past_key_values
+        inner(ids, past_key_values=cache, use_cache=True)
     else:
-        cache = spliced_cache(before)
+        cache.layers = spliced_cache(before).layers
         with spliced(model):
             inner(ids, past_key_values=cache, use_cache=True)
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc]

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from flower_ext.edgeprompt.blocks import identity_of
+from flower_ext.edgeprompt.blocks import kv_shape
 from flower_ext.edgeprompt.hierarchy import PromptHierarchy
 from flower_ext.edgeprompt.prefill import prefill
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
@@ -59,7 +59,6 @@ class PrefixedModel(TransformersModel):
         super().__init__(model, vocab_size)
         check_spliceable(model)
         model.set_attn_implementation(ATTENTION)
-        self._identity = identity_of(model, weights=False)
         self._held: OrderedDict[tuple[int, ...], PrefixKV] = OrderedDict()
 
     @property
@@ -96,7 +95,7 @@ class PrefixedModel(TransformersModel):
             )
         if tokens in self._held:
             return
-        kv = PrefixKV(self._identity.shape(len(tokens)), self.model.device)
+        kv = PrefixKV(kv_shape(self.model, len(tokens)), self.model.device)
         kv.fill(0, prefill(self.model, tokens))
         self.positions_processed += len(tokens)
         self._held[tokens] = kv

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from flower_ext.edgeprompt.blocks import identity_of
+from flower_ext.edgeprompt.blocks import kv_shape
 from flower_ext.edgeprompt.prefill import prefill
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.edgeprompt.splice import spliced, spliced_cache
@@ -80,7 +80,7 @@ def _difference(model: PreTrainedModel) -> float:
     tokens = [(7 * i + 1) % vocabulary for i in range(_SHARED + _TAIL)]
     ids = torch.tensor([tokens], device=model.device)
     whole = model(ids).logits[0, _SHARED:].float()
-    kv = PrefixKV(identity_of(model, weights=False).shape(_SHARED), model.device)
+    kv = PrefixKV(kv_shape(model, _SHARED), model.device)
     kv.fill(0, prefill(model, tokens[:_SHARED]))
     positions = torch.arange(_SHARED, _SHARED + _TAIL, device=model.device)[None]
     with spliced(model):
