@@ -1,0 +1,1 @@
+"""What the experiments on spliced prompts share: models, prompts, what is compared."""
