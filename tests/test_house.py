@@ -52,7 +52,10 @@ def test_server_and_client_do_not_import_each_other(room: str, other: str) -> No
             "CyclicRepetition FractionalRepetition HeterogeneityAware Uncoded decode "
             "decode_least_squares UndecodableError",
         ),
-        ("flower_ext.edge", "EdgeServer RemoteVerifier EdgeRefusedError load_tokens"),
+        (
+            "flower_ext.edge",
+            "EdgeServer RemoteVerifier RemoteSegments EdgeRefusedError load_tokens",
+        ),
         (
             "flower_ext.models",
             "DEFAULT_DRAFT DEFAULT_TARGET LoadedModel ModelPair default_pair "
@@ -61,6 +64,11 @@ def test_server_and_client_do_not_import_each_other(room: str, other: str) -> No
         (
             "flower_ext.speculative",
             "Sampling Drafter Verifier speculate Generation Adaptive PROTOCOLS",
+        ),
+        (
+            "flower_ext.edgeprompt",
+            "PromptHierarchy Segment Level KVStore EdgePrompt merge_attention plan "
+            "Precision PrefixedModel RuleDetector identity_of",
         ),
         ("flower_ext.strategies", "TwoStageCoded CodedFedAvg"),
         ("flower_ext.clients", "CodedClientApp coded_mod straggler_mod"),

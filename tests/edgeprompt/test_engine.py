@@ -281,7 +281,7 @@ def test_a_text_longer_than_the_room(pair: ModelPair) -> None:
 def test_models_that_cannot_be_spliced(model: Any, said: str, pair: ModelPair) -> None:
     made = model()
     if said != "training mode":
-        made.eval()
+        made.train(False)
     else:
         made.train()
     with pytest.raises(InvalidInputError, match=said):

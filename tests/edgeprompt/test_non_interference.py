@@ -102,13 +102,14 @@ class LengthInThePlan(EdgePrompt):
 
 
 @cache
-def _checked(kind: type[EdgePrompt], model: Any) -> EdgePrompt:
+def _checked(kind: Any, model: Any) -> EdgePrompt:
     """Return an engine; that its model can be spliced is found out once."""
-    return kind(model, tokenizer(), tenant_key=KEY)
+    engine: EdgePrompt = kind(model, tokenizer(), tenant_key=KEY)
+    return engine
 
 
 def transcript(
-    kind: type[EdgePrompt],
+    kind: Any,
     model: Any,
     service: SegmentService,
     private: list[int],
