@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from flower_ext.clients.configs import worker_of
 from flower_ext.clients.dssd_models import drafter_of, target_of, with_weights
 from flower_ext.clients.dssd_task import DSSDTask
+from flower_ext.edgeprompt import Level, PrefixedModel, PromptHierarchy
+from flower_ext.edgeprompt.evaluation import DSSD_PUBLIC_KEY
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import LoadedModel, shared_vocab_size, tokenizer_fingerprint
 from flower_ext.speculative import Drafter, Generation, Row, Verifier, speculate
@@ -20,6 +23,8 @@ from flower_ext.speculative.evaluation import DSSD_KEY, DSSDRequest
 from flower_ext.speculative.totals import DSSDTotals
 
 __all__ = ["infer", "request_in", "seed_of"]
+
+_WORTH_HOLDING = 16  # Tokens; a verifier computes fewer as fast.
 
 
 def infer(task: DSSDTask, content: RecordDict, context: Context) -> DSSDTotals:
@@ -54,13 +59,14 @@ def infer(task: DSSDTask, content: RecordDict, context: Context) -> DSSDTotals:
     link: Any = task.link
     if callable(link):
         link = link(context)
+    public = _public_in(content)
     length = request.drafting
     totals = DSSDTotals()
-    with _edge(request, task, device) as verifier:
+    with _edge(request, task, device, public) as verifier:
         local = isinstance(verifier, Verifier)
         drafter = Drafter(device.model, verifier.vocab_size)
         for index, prompt in enumerate(prompts):
-            ids = _ids(device.tokenizer, prompt)
+            ids = _ids(device.tokenizer, prompt, public)
             generation = speculate(
                 drafter,
                 verifier,
@@ -110,13 +116,12 @@ def seed_of(seed: int, server_round: int, context: Context, prompt: int) -> int:
 
 
 def _edge(
-    request: DSSDRequest, task: DSSDTask, device: LoadedModel
+    request: DSSDRequest, task: DSSDTask, device: LoadedModel, public: str
 ) -> AbstractContextManager[Any]:
     """Return what verifies, to be closed in the end."""
     if request.edge == "in-process":
         target = target_of(task, request.target)
-        common = _common_vocab_size(device, target)
-        return nullcontext(Verifier(target.model, common))
+        return _in_process(target, _common_vocab_size(device, target), public)
     # Imported here because a node that verifies by itself needs no network.
     from flower_ext.edge import RemoteVerifier  # noqa: PLC0415
 
@@ -132,6 +137,23 @@ def _edge(
     )
 
 
+@contextmanager
+def _in_process(target: LoadedModel, common: int, public: str) -> Iterator[Verifier]:
+    """Provide a verifier that holds a public text, if it is worth it."""
+    tokens = _public_tokens(target.tokenizer, public)
+    if len(tokens) < _WORTH_HOLDING:
+        yield Verifier(target.model, common)
+        return
+    # The model is this process's for whomever needs it, and is left as it was.
+    before = target.model.config._attn_implementation
+    try:
+        model = PrefixedModel(target.model)
+        model.hold(tokens)
+        yield Verifier(model, common)
+    finally:
+        target.model.set_attn_implementation(before)
+
+
 def _common_vocab_size(device: LoadedModel, target: LoadedModel) -> int:
     """Return the ids that drafter and target have in common."""
     if tokenizer_fingerprint(device.tokenizer) != tokenizer_fingerprint(
@@ -144,8 +166,32 @@ def _common_vocab_size(device: LoadedModel, target: LoadedModel) -> int:
     return shared_vocab_size(target.tokenizer, draft=device.model, target=target.model)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def _public_in(content: RecordDict) -> str:
+    """Return the public text that goes before every prompt, if a message has one."""
+    config = content.config_records.get(DSSD_PUBLIC_KEY)
+    text = "" if config is None else config.get("text")
+    if not isinstance(text, str):
+        raise InvalidInputError(
+            f"The ConfigRecord {DSSD_PUBLIC_KEY!r} needs a str 'text', got "
+            f"{text!r:.80}."
+        )
+    return text
+
+
+def _public_tokens(tokenizer: PreTrainedTokenizerBase, public: str) -> tuple[int, ...]:
+    """Return what a public text comes to, whatever prompt is behind it."""
+    if not public:
+        return ()
+    pieces = [(Level.PUBLIC, public), (Level.PUBLIC, "")]
+    return PromptHierarchy.from_text(pieces, tokenizer).tokens
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str, public: str) -> list[int]:
     """Return a prompt's ids; of an empty one, the token that starts a text."""
+    if public:
+        # All of it may be seen by the edge, which drafts are sent to.
+        pieces = [(Level.PUBLIC, public), (Level.PUBLIC, prompt)]
+        return list(PromptHierarchy.from_text(pieces, tokenizer).tokens)
     ids: list[int] = list(tokenizer(prompt)["input_ids"])
     if not ids:
         first = tokenizer.bos_token_id

@@ -1,5 +1,6 @@
 """The server side of flower-ext: strategies whose rounds stragglers cannot hold up."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from flower_ext.strategies.coded_fedavg import CodedFedAvg
@@ -10,10 +11,12 @@ from flower_ext.strategies.with_inference import WithInference
 
 if TYPE_CHECKING:
     from flower_ext.strategies.dssd_evaluation import DSSDEvaluation
+    from flower_ext.strategies.edgeprompt_evaluation import EdgePromptEvaluation
 
 __all__ = [
     "CodedFedAvg",
     "DSSDEvaluation",
+    "EdgePromptEvaluation",
     "InferenceEvaluation",
     "RunningEdge",
     "ServedEdge",
@@ -22,10 +25,14 @@ __all__ = [
 ]
 
 
+_LATE = {
+    "DSSDEvaluation": "flower_ext.strategies.dssd_evaluation",
+    "EdgePromptEvaluation": "flower_ext.strategies.edgeprompt_evaluation",
+}
+
+
 def __getattr__(name: str) -> object:
     """Import what needs torch and transformers, which takes seconds, when asked for."""
-    if name != "DSSDEvaluation":
+    if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from flower_ext.strategies.dssd_evaluation import DSSDEvaluation  # noqa: PLC0415
-
-    return DSSDEvaluation
+    return getattr(importlib.import_module(_LATE[name]), name)

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from flower_ext.edgeprompt import Level, PrefixedModel, PromptHierarchy
+from flower_ext.edgeprompt.evaluation import DSSD_PUBLIC_KEY
 from flower_ext.errors import InvalidInputError
 from flower_ext.speculative import Sampling
 from flower_ext.speculative.evaluation import DSSD_KEY, DSSDRequest
@@ -18,7 +20,12 @@ from flower_ext.speculative.totals import DSSDTotals
 from flower_ext.strategies.inference_edges import RunningEdge, ServedEdge
 from flower_ext.strategies.inference_evaluation import InferenceEvaluation
 
+if TYPE_CHECKING:
+    from flower_ext.models import LoadedModel
+
 __all__ = ["DSSDEvaluation"]
+
+_WORTH_HOLDING = 16  # Tokens; a verifier computes fewer as fast.
 
 _COUNTS = ("num-prompts", "num-tokens", "fallback-tokens")
 
@@ -61,6 +68,11 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
         What ends a text.
     prompts : Sequence[str] (default: ())
         For nodes that have no prompts of their own.
+    public : str (default: "")
+        A public text that goes before every prompt. A verifier in process, or of a
+        served edge, computes it once and holds it for all sessions; its model needs
+        full attention in every layer. A running edge computes it for each session. Its
+        tokens are part of the opening that a device sends.
     if_edge_is_lost : str (default: "raise")
         ``"raise"``: the node's evaluation fails. ``"draft"``: the drafter finishes the
         text alone, and ``fallback-tokens`` counts what it chose. A node that never
@@ -87,7 +99,7 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
 
     action = "dssd"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a parameter per field of the request
         self,
         *,
         edge: str | ServedEdge | RunningEdge,
@@ -101,6 +113,7 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
         max_new_tokens: int = 64,
         stop_strings: Sequence[str] = (),
         prompts: Sequence[str] = (),
+        public: str = "",
         if_edge_is_lost: str = "raise",
         **evaluation: Any,
     ) -> None:
@@ -114,7 +127,13 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
             )
         self.target = None if target is None else str(target)
         if self.edge is not None:
-            self.edge.check_target(self.target)
+            self.edge.check_target(self.target, "target")
+        if not isinstance(public, str):
+            raise InvalidInputError(
+                f"public must be one str, got {type(public).__name__}: an edge that "
+                "verifies sees every prompt, so there are no levels."
+            )
+        self.public = public
         self.request = DSSDRequest(
             edge="in-process",
             drafter_weights=drafter_weights,
@@ -137,7 +156,7 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
     def __enter__(self) -> Self:
         """Start the edge, if it is served."""
         if self.edge is not None:
-            self.edge.start(self.target)
+            self.edge.start(self.target, self._prepared)
         return self
 
     def __exit__(
@@ -165,6 +184,8 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
             access = asdict(self.edge.access(node_id))
             request = replace(request, edge="grpc", **access)
         content = RecordDict({DSSD_KEY: ConfigRecord(request.to_config())})
+        if self.public:
+            content[DSSD_PUBLIC_KEY] = ConfigRecord({"text": self.public})
         if request.drafter_weights == "message":
             content["arrays"] = arrays
         return content
@@ -197,3 +218,16 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
             "Texts": f"up to {request.max_new_tokens} tokens, {request.sampling}",
             **super().described(),
         }
+
+    def _prepared(self, loaded: LoadedModel) -> dict[str, Any]:
+        """Have a served edge hold the public text, if it is worth it."""
+        if not self.public:
+            return {}
+        # As nodes cut it, whose prompt is another piece.
+        pieces = [(Level.PUBLIC, self.public), (Level.PUBLIC, "")]
+        tokens = PromptHierarchy.from_text(pieces, loaded.tokenizer).tokens
+        if len(tokens) < _WORTH_HOLDING:
+            return {}
+        model = PrefixedModel(loaded.model)
+        model.hold(tokens)
+        return {"model": model}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -15,8 +15,13 @@ from flower_ext.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from flower_ext.edge import EdgeServer
+    from flower_ext.models import LoadedModel
 
-__all__ = ["EdgeAccess", "RunningEdge", "ServedEdge"]
+__all__ = ["EdgeAccess", "Prepare", "RunningEdge", "ServedEdge"]
+
+Prepare = Callable[["LoadedModel"], dict[str, Any]]
+"""Makes of the loaded model what else :class:`~flower_ext.edge.EdgeServer` takes: with
+``model``, another one in its place."""
 
 Pem = str | PathLike[str] | bytes
 
@@ -118,15 +123,15 @@ class RunningEdge:
             self.address, token, self._root, self._plaintext, *self._waiting
         )
 
-    def check_target(self, target: str | None) -> None:
+    def check_target(self, target: str | None, parameter: str) -> None:
         """Raise :class:`InvalidInputError` if a target is named: it has its own."""
         if target is not None:
             raise InvalidInputError(
-                f"target={target!r} is of no use with a RunningEdge, which has its own "
-                "target: leave it out."
+                f"{parameter}={target!r} is of no use with a RunningEdge, which has "
+                f"its own {parameter}: leave it out."
             )
 
-    def start(self, target: str | None) -> None:
+    def start(self, target: str | None, prepare: Prepare | None = None) -> None:
         """Do nothing: it runs."""
 
     def stop(self) -> None:
@@ -238,16 +243,24 @@ class ServedEdge:
             *self._waiting,
         )
 
-    def check_target(self, target: str | None) -> None:
+    def check_target(self, target: str | None, parameter: str) -> None:
         """Raise :class:`InvalidInputError` if no target is named."""
         if target is None:
             raise InvalidInputError(
-                "A ServedEdge needs a target: give DSSDEvaluation(target=...), a "
-                "folder, an id in the local cache, or 'default'."
+                f"A ServedEdge needs a {parameter}: give the evaluation {parameter}=..."
+                ", a folder, an id in the local cache, or 'default'."
             )
 
-    def start(self, target: str | None) -> None:
+    def start(self, target: str | None, prepare: Prepare | None = None) -> None:
         """Load the target and listen.
+
+        Parameters
+        ----------
+        target : str | None
+            A folder, an id in the local Hugging Face cache, or ``"default"``.
+        prepare : Callable[[LoadedModel], dict[str, Any]] | None (default: None)
+            Is given the model before the edge listens, and returns further arguments of
+            :class:`~flower_ext.edge.EdgeServer`.
 
         Raises
         ------
@@ -257,9 +270,9 @@ class ServedEdge:
         """
         if self._server is not None:
             raise InvalidInputError(
-                "This ServedEdge runs already: give each DSSDEvaluation one of its own."
+                "This ServedEdge runs already: give each evaluation one of its own."
             )
-        self.check_target(target)
+        self.check_target(target, "target")
         assert target is not None
         # Imported here because they take seconds, which other edges need not.
         import torch  # noqa: PLC0415
@@ -267,19 +280,22 @@ class ServedEdge:
         from flower_ext.edge import EdgeServer  # noqa: PLC0415
         from flower_ext.models import load_model, tokenizer_fingerprint  # noqa: PLC0415
 
-        model, tokenizer = load_model(
+        loaded = load_model(
             target, dtype=getattr(torch, self._dtype), device=self._device
         )
+        further = {} if prepare is None else prepare(loaded)
+        tokenizer = loaded.tokenizer
         named = {str(i): secrets.token_urlsafe(32) for i in range(self.max_nodes)}
         self._tokens = _TokenPerNode(
             list(named.values()), f"raise max_nodes={self.max_nodes} of ServedEdge"
         )
         server = EdgeServer(
-            model,
+            further.pop("model", loaded.model),
             tokenizer_fingerprint(tokenizer),
             vocab_size=max(tokenizer.get_vocab().values()) + 1,
             tokens=named,
             **self._options,
+            **further,
         )
         server.start()
         self._server = server

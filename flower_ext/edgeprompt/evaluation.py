@@ -18,14 +18,28 @@ from flower_ext.edgeprompt.precision import Precision
 from flower_ext.errors import InvalidInputError
 from flower_ext.speculative.sampling import Sampling
 
-__all__ = ["EDGEPROMPT_KEY", "EDGES", "EdgePromptRequest"]
+__all__ = ["DSSD_PUBLIC_KEY", "EDGEPROMPT_KEY", "EDGES", "EdgePromptRequest"]
 
 EDGEPROMPT_KEY = "flower-ext.edgeprompt"
 """Name of the ``ConfigRecord`` that carries a request in an evaluate message."""
 
+DSSD_PUBLIC_KEY = "flower-ext.dssd-public"
+"""Name of the ``ConfigRecord`` whose ``text`` goes before all prompts of DSSD."""
+
 EDGES = ("in-process", "grpc")
 
-_Value = int | float | str | bytes | bool | list[str]
+_Value = (
+    int
+    | float
+    | str
+    | bytes
+    | bool
+    | list[int]
+    | list[float]
+    | list[str]
+    | list[bytes]
+    | list[bool]
+)
 
 # What a value must be; an int does for a float, a bool for no number.
 _KINDS: dict[str, tuple[type, ...]] = {
