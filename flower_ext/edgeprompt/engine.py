@@ -243,7 +243,7 @@ class EdgePrompt:
         self._check(prompts, max_new_tokens, options)
         clock, first = self._clock, _FirstToken(self._clock)
         begin = clock.now()
-        beams = int(options.get("num_beams") or 1)
+        beams = int(self._option(options, "num_beams") or 1)
         with self._ready(prompts, len(prompts) * beams, max_new_tokens) as ready:
             ids, mask = _padded(prompts, ready.length, self.model.device)
             processors = LogitsProcessorList([first])
@@ -367,7 +367,7 @@ class EdgePrompt:
                 raise InvalidInputError(
                     f"{name}={options[name]!r:.80} is set by the engine: leave it out."
                 )
-        if options.get("num_return_sequences", 1) != 1:
+        if (self._option(options, "num_return_sequences") or 1) != 1:
             raise InvalidInputError(
                 "num_return_sequences must be 1: repeat the prompt in the batch."
             )
@@ -399,6 +399,13 @@ class EdgePrompt:
                 "ids: use the model's own tokenizer."
             )
 
+    def _option(self, options: dict[str, Any], name: str) -> Any:
+        """Return an option of generate(), wherever it comes from."""
+        if name in options:
+            return options[name]
+        config = options.get("generation_config") or self.model.generation_config
+        return getattr(config, name, None)
+
     def _pad_token(self) -> int:
         for found in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
             if isinstance(found, int):
@@ -407,7 +414,7 @@ class EdgePrompt:
 
     def _until_end(self, row: list[int], options: dict[str, Any]) -> list[int]:
         """Return a row's tokens up to the one that ended it."""
-        ends = options.get("eos_token_id", self.model.generation_config.eos_token_id)
+        ends = self._option(options, "eos_token_id")
         ends = [ends] if isinstance(ends, int) else (ends or ())
         for index, token in enumerate(row):
             if token in ends:

@@ -116,6 +116,11 @@ class SplicedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def _begin_rooms(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Find the tensors that the tail is written to, if not new ones."""
         if self.layout is Layout.BEHIND:
+            if len(keys) != 1:
+                raise InvalidInputError(
+                    f"One row may lie behind its prefix, got a batch of {len(keys)}: "
+                    "choose another layout."
+                )
             self._key_room, self._value_room = self._prefixes[0].room(self._index)
         elif self.layout is Layout.COPIED:
             shared = zip(*self.shared(), strict=True)

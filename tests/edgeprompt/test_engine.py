@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    GenerationConfig,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -186,6 +187,16 @@ def test_the_text_ends_where_it_ends(pair: ModelPair) -> None:
     assert free.text == pair.tokenizer.decode(free.tokens, skip_special_tokens=True)
     assert 0 < free.time_to_first_token < free.seconds
     assert free.tokens_per_second > 0
+
+
+def test_options_may_come_in_a_generation_config(pair: ModelPair) -> None:
+    text = texts(100, 48)[14]
+    engine = EdgePrompt(pair.draft, pair.tokenizer)
+    config = GenerationConfig(num_beams=3, do_sample=False, eos_token_id=20)
+    found = engine.generate(split(text, 30), 12, generation_config=config)
+    whole = plainly(pair.draft, text, 12, num_beams=3, eos_token_id=20)
+    assert found.tokens == whole[: len(found.tokens)]
+    assert found.layout is not Layout.BEHIND
 
 
 def test_what_is_published_is_found(pair: ModelPair, tmp_path: Path) -> None:
