@@ -58,9 +58,9 @@ class EdgePromptTask:
     link : Link | Callable[[Context], Link] (default: None)
         What an edge in process is simulated behind; by default messages to it take next
         to no time. An edge over gRPC is behind the real one.
-    store : str | path | Callable[[Context], str | path] (default: None)
+    store : str | path | Callable[[Context], str | path | None] (default: None)
         The folder that blocks are kept in from one message to the next, each of which
-        has a process of its own; of shared text only. By default one per node in the
+        has a process of its own; of shared text only. None: one per node in the
         user's cache folder, by its ``partition-id``, or its node id if it has none; in
         a simulation, so, a second run finds what the first has left.
     store_bytes : int (default: 1 GiB)
@@ -106,7 +106,7 @@ class EdgePromptTask:
         *,
         tokenizer: Source | PreTrainedTokenizerBase | None = None,
         link: Link | Callable[[Context], Link] | None = None,
-        store: Place | Callable[[Context], Place] | None = None,
+        store: Place | Callable[[Context], Place | None] | None = None,
         store_bytes: int = 2**30,
         detector: Detector | Callable[[str], Sequence[Span]] | None = None,
         dtype: str = "float32",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -13,7 +14,7 @@ from device_edge_llm.edge import make_link
 from device_edge_llm.settings import Settings
 from device_edge_llm.task import delay_model
 from device_edge_llm.task import train as train_drafter
-from flower_ext.clients import CodedClientApp, DSSDTask, straggler_mod
+from flower_ext.clients import CodedClientApp, DSSDTask, EdgePromptTask, straggler_mod
 from flower_ext.network import Link
 
 # Models of this size gain little from a second thread, and lose much on threads that
@@ -38,11 +39,24 @@ def own_link(context: Context) -> Link:
     return make_link(Settings.from_run_config(context.run_config))
 
 
+def own_store(context: Context) -> Path | None:
+    """Return where the node keeps blocks; None: in the user's cache."""
+    folder = Settings.from_run_config(context.run_config).store_dir
+    if not folder:
+        return None
+    return Path(folder).expanduser() / str(context.node_config["partition-id"])
+
+
 # Every node can make every partition, so any node can stand in for a straggler.
 app = CodedClientApp(partitions="all", mods=[delays_mod])
 
 # The drafter's weights come in the message; the target is the one that ships.
 app.evaluate("dssd")(DSSDTask(prompts=own_prompts, link=own_link))
+
+# The same prompts, answered here by the target, of which the edge sees none.
+app.evaluate("edgeprompt")(
+    EdgePromptTask(prompts=own_prompts, link=own_link, store=own_store)
+)
 
 
 @app.train()

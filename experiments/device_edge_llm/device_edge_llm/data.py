@@ -145,6 +145,17 @@ def prompts_of(settings: Settings, node: int) -> list[str]:
     return found[: settings.prompts_per_node]
 
 
+def public_text(settings: Settings) -> str:
+    """Have the target write what all may see, and goes before private prompts."""
+    pair, length = models(), settings.public_tokens
+    opening = pair.tokenizer(f"{pair.tokenizer.bos_token}ALL:\n")["input_ids"]
+    # Of a purpose that no partition has.
+    generator = _generator(settings.seed, 0, 2)
+    ids = write(pair.target, torch.tensor([opening]), length, generator)
+    text: str = pair.tokenizer.decode(ids[0], skip_special_tokens=True)
+    return text
+
+
 # -- texts that the target writes ------------------------------------------------------
 
 

@@ -1,12 +1,18 @@
-"""The edge: where drafts are verified, and what they travel over."""
+"""The edge: what verifies drafts and has the public text's KV, and the link to it."""
 
 from __future__ import annotations
 
+from device_edge_llm.data import public_text
 from device_edge_llm.settings import GRPC, IN_PROCESS, Settings
 from flower_ext.models import DEFAULT
 from flower_ext.network import Link
 from flower_ext.speculative import Sampling
-from flower_ext.strategies import DSSDEvaluation, RunningEdge, ServedEdge
+from flower_ext.strategies import (
+    DSSDEvaluation,
+    EdgePromptEvaluation,
+    RunningEdge,
+    ServedEdge,
+)
 
 
 def make_evaluation(settings: Settings) -> DSSDEvaluation:
@@ -20,6 +26,22 @@ def make_evaluation(settings: Settings) -> DSSDEvaluation:
         drafting_ahead=settings.drafting_ahead,
         sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
         max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        if_all_fail="raise",
+    )
+
+
+def make_answering(settings: Settings) -> EdgePromptEvaluation:
+    """Return the evaluation of the target behind a public text, by EdgePrompt."""
+    return EdgePromptEvaluation(
+        public_text(settings),
+        edge=make_edge(settings),
+        model=DEFAULT if settings.edge == GRPC else None,
+        max_new_tokens=settings.max_new_tokens,
+        precisions=settings.fetched_in,
+        max_error=settings.max_error,
+        # Greedy, so that it can be told whether the whole prompt says the same.
+        sampling=Sampling(temperature=0),
         seed=settings.seed,
         if_all_fail="raise",
     )

@@ -9,15 +9,17 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
+from device_edge_llm.answers import Answers, answer_table, write_answers
 from device_edge_llm.data import check_data
-from device_edge_llm.edge import make_evaluation
+from device_edge_llm.edge import make_answering, make_evaluation
 from device_edge_llm.report import Inference, Report, RoundRecord, table, write_report
-from device_edge_llm.settings import Settings
+from device_edge_llm.settings import BOTH, EDGEPROMPT, Settings
 from device_edge_llm.task import delay_model, make_drafter
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.strategies import TwoStageCoded, WithInference
@@ -29,12 +31,21 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train the drafter, measure it before, meanwhile and after, and report."""
+    """Train the drafter, measure it before, meanwhile and after, and report.
+
+    With ``inference="edgeprompt"`` there is no drafter: nodes answer prompts alone.
+    """
     settings = Settings.from_run_config(context.run_config)
     check_data(settings)
     delay_model(settings)
     folder = make_results_folder(settings)
     wait_for_nodes(grid, settings.num_nodes)
+    answers: list[Answers] = []
+    if settings.inference == EDGEPROMPT:
+        with only_warnings("flwr"):
+            answer(grid, settings, answers)
+        tell_answers(folder, answers, settings)
+        return
     say(
         f"{settings.data} text in {settings.num_partitions} partitions by speaker; "
         f"{settings.num_nodes} nodes; a drafter that is {settings.start}, trained by "
@@ -45,12 +56,35 @@ def main(grid: Grid, context: Context) -> None:
     with only_warnings("flwr"):
         report = Report(before=measure(grid, arrays, settings))
         say(progress(0, settings.num_server_rounds, report.before))
-        arrays = train(grid, arrays, settings, report)
+        arrays = train(grid, arrays, settings, report, answers)
         report.after = measure(grid, arrays, settings)
     paths = write_report(folder, report, asdict(settings))
     say("\n" + table(report, settings.target_acceptance) + "\n")
     for path in paths:
         say(f"Wrote {path}")
+    if settings.inference == BOTH:
+        tell_answers(folder, answers, settings)
+
+
+def answer(grid: Grid, settings: Settings, answers: list[Answers]) -> None:
+    """Have all nodes answer their prompts behind the public text, and train nothing."""
+    say(
+        f"{settings.num_nodes} nodes answer private prompts behind "
+        f"{settings.public_tokens} public tokens, edge {settings.edge}"
+    )
+    evaluation = make_answering(settings)
+    idle = FedAvg(fraction_train=0.0, fraction_evaluate=0.0)
+    strategy = WithInference(idle, evaluation)
+    arrays = ArrayRecord({"none": Array(np.zeros(1, np.float32))})
+    strategy.start(grid, arrays, num_rounds=settings.num_server_rounds)
+    for server_round, metrics in strategy.inference_metrics.items():
+        answers.append(Answers.from_metrics(server_round, metrics, evaluation.prefix))
+
+
+def tell_answers(folder: Path, answers: list[Answers], settings: Settings) -> None:
+    """Print and write what EdgePrompt has measured."""
+    say("\n" + answer_table(answers) + "\n")
+    say(f"Wrote {write_answers(folder, answers, asdict(settings))}")
 
 
 def measure(grid: Grid, arrays: ArrayRecord, settings: Settings) -> Inference:
@@ -66,9 +100,16 @@ def measure(grid: Grid, arrays: ArrayRecord, settings: Settings) -> Inference:
 
 
 def train(
-    grid: Grid, arrays: ArrayRecord, settings: Settings, report: Report
+    grid: Grid,
+    arrays: ArrayRecord,
+    settings: Settings,
+    report: Report,
+    answers: list[Answers],
 ) -> ArrayRecord:
-    """Train in coded rounds, record each, and return the last drafter's weights."""
+    """Train in coded rounds, record each, and return the last drafter's weights.
+
+    With ``inference="both"``, nodes also answer prompts by EdgePrompt in every round.
+    """
     losses: list[float] = []
 
     def note_loss(records: list[RecordDict], weighted_by: str) -> MetricRecord:
@@ -87,7 +128,8 @@ def train(
         train_metrics_aggr_fn=note_loss,
     )
     evaluation = make_evaluation(settings)
-    strategy = WithInference(coded, evaluation)
+    answering = [make_answering(settings)] if settings.inference == BOTH else []
+    strategy = WithInference(coded, evaluation, *answering)
 
     def record_round(server_round: int, arrays: ArrayRecord) -> None:
         """Add a round to the report once it is over."""
@@ -110,6 +152,10 @@ def train(
             ),
         )
         report.rounds.append(record)
+        found = strategy.inference_metrics[server_round]
+        answers.extend(
+            Answers.from_metrics(server_round, found, each.prefix) for each in answering
+        )
         say(
             progress(server_round, settings.num_server_rounds, record.inference)
             + f"  loss {record.train_loss:.3f}  round {seconds:.2f} s"
@@ -141,7 +187,8 @@ def make_results_folder(settings: Settings) -> Path:
     try:
         folder = Path(settings.results_dir).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").touch()
+        alone = settings.inference == EDGEPROMPT
+        (folder / ("edgeprompt.json" if alone else "results.json")).touch()
     except OSError as error:
         raise InvalidInputError(
             f"Run-config key 'results-dir' is {settings.results_dir!r}, and that "

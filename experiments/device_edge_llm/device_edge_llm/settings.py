@@ -15,6 +15,9 @@ GENERATED, TINY_SHAKESPEARE = "generated", "tinyshakespeare"
 WEAKENED, UNTRAINED, SHIPPED = "weakened", "untrained", "shipped"
 DISTILLATION, NEXT_TOKEN = "distillation", "next-token"
 IN_PROCESS, GRPC = "in-process", "grpc"
+DSSD, EDGEPROMPT, BOTH = "dssd", "edgeprompt", "both"
+PRECISIONS = ("exact", "fp16", "bf16", "int8", "int4")
+LONGEST_PUBLIC = 384
 PROTOCOLS = ("dssd-candidates", "dssd", "dsd")
 LONGEST_DRAFT = 256
 MOST_NEW_TOKENS = 512
@@ -52,6 +55,7 @@ class Settings:
     data_dir: str
     texts_per_partition: int
     seed: int
+    inference: str
     edge: str
     edge_tokens: str
     edge_certificate: str
@@ -66,6 +70,10 @@ class Settings:
     top_p: float
     max_new_tokens: int
     prompts_per_node: int
+    public_tokens: int
+    precisions: str
+    max_error: float
+    store_dir: str
     target_acceptance: float
     results_dir: str
 
@@ -116,6 +124,7 @@ class Settings:
             ("start", (WEAKENED, UNTRAINED, SHIPPED)),
             ("loss", (DISTILLATION, NEXT_TOKEN)),
             ("data", (GENERATED, TINY_SHAKESPEARE)),
+            ("inference", (DSSD, EDGEPROMPT, BOTH)),
             ("protocol", PROTOCOLS),
         ):
             value = getattr(self, name)
@@ -131,6 +140,7 @@ class Settings:
             raise _refused("stragglers", self.stragglers, wanted, self.num_nodes // 2)
         self._check_data()
         self._check_edge()
+        self._check_blocks()
 
     def _check_counts(self) -> None:
         """Check the integers."""
@@ -146,6 +156,7 @@ class Settings:
             ("top_k", 0, None, 50),
             ("max_new_tokens", 1, MOST_NEW_TOKENS, 32),
             ("prompts_per_node", 1, None, 3),
+            ("public_tokens", 16, LONGEST_PUBLIC, 256),
         ):
             value = getattr(self, name)
             if value < least or (most is not None and value > most):
@@ -167,6 +178,7 @@ class Settings:
             ("mbps", 1e-6, math.inf, 10.0),
             ("temperature", 0, 10, 1.0),
             ("top_p", 1e-6, 1, 0.9),
+            ("max_error", 0, math.inf, 0.02),
             ("target_acceptance", 0, 1, 0.8),
         ):
             value = getattr(self, name)
@@ -215,6 +227,20 @@ class Settings:
                 "Run-config keys 'edge-certificate' and 'edge-plaintext' exclude each "
                 "other: a certificate is for TLS. Set one of them."
             )
+
+    def _check_blocks(self) -> None:
+        """Check what blocks of the public text are fetched in, and where they stay."""
+        for name in self.fetched_in:
+            if name not in PRECISIONS:
+                raise _refused_name("precisions", name, PRECISIONS)
+        if self.store_dir and not Path(self.store_dir).expanduser().is_absolute():
+            wanted = "empty, or the absolute path of a folder"
+            raise _refused("store_dir", self.store_dir, wanted, "/path/to/folder")
+
+    @property
+    def fetched_in(self) -> tuple[str, ...]:
+        """What blocks may be fetched in; none: every node computes them."""
+        return tuple(name.strip() for name in self.precisions.split(",") if name)
 
 
 def _key(field_name: str) -> str:

@@ -68,6 +68,52 @@ def test_acceptance_rises_with_federated_training(
     assert "on the same 12 prompts" in told
 
 
+def test_answers_come_faster_once_the_public_text_is_kept(
+    make_context: Callable[..., Context],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    context = make_context(
+        inference="edgeprompt",
+        num_nodes=2,
+        num_partitions=2,
+        num_server_rounds=2,
+        max_new_tokens=8,
+        store_dir=str(tmp_path / "store"),
+    )
+    main(make_grid(context, 2), context)
+
+    content = json.loads((tmp_path / "results" / "edgeprompt.json").read_text())
+    first, second = content["rounds"]
+    assert (first["nodes"], first["prompts"]) == (2, 6)
+    assert (first["cache_hit_rate"], second["cache_hit_rate"]) == (0.0, 1.0)
+    assert second["bytes_per_prompt"] == 0
+    assert first["greedy_agreement"] > 0.9
+    assert "in store" in capsys.readouterr().out
+
+
+def test_both_systems_are_measured_in_one_run(
+    make_context: Callable[..., Context], tmp_path: Path
+) -> None:
+    context = make_context(
+        inference="both",
+        edge="grpc",
+        num_nodes=2,
+        num_partitions=2,
+        num_server_rounds=1,
+        max_new_tokens=8,
+        straggler_probability=0.0,
+        store_dir=str(tmp_path / "store"),
+    )
+    main(make_grid(context, 2), context)
+
+    results = tmp_path / "results"
+    drafted = json.loads((results / "results.json").read_text())["rounds"]
+    answered = json.loads((results / "edgeprompt.json").read_text())["rounds"]
+    assert len(drafted) == len(answered) == 1
+    assert answered[0]["prompts"] == drafted[0]["prompts"] == 6
+
+
 def test_the_wrong_number_of_nodes_is_told_with_the_command(
     make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
