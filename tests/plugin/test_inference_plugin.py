@@ -18,19 +18,23 @@ NODES = 2
 ADDED = {
     "client_app.py": {
         "from flwr.clientapp import ClientApp": (
-            "from flower_ext.clients import DSSDTask"
+            "from flower_ext.clients import DSSDTask, EdgePromptTask"
         ),
         "app = ClientApp()": (
-            'app.evaluate("dssd")(DSSDTask(prompts=["ROMEO:", "The king"]))'
+            'app.evaluate("dssd")(DSSDTask(prompts=["ROMEO:", "The king"]))\n'
+            'app.evaluate("edgeprompt")(EdgePromptTask(prompts=["ROMEO:"]))'
         ),
     },
     "server_app.py": {
         "from flwr.serverapp.strategy import FedAdam": (
-            "from flower_ext.strategies import DSSDEvaluation, WithInference"
+            "from flower_ext.strategies import DSSDEvaluation, WithInference\n"
+            "from flower_ext.strategies import EdgePromptEvaluation"
         ),
         "    strategy = FedAdam(fraction_evaluate=0.5)": (
             "    strategy = WithInference(strategy, DSSDEvaluation("
-            'edge="in-process", drafter_weights="node", max_new_tokens=16))'
+            'edge="in-process", drafter_weights="node", max_new_tokens=16), '
+            'EdgePromptEvaluation("Before we proceed any further, hear me speak. " * 9,'
+            ' edge="in-process", max_new_tokens=8))'
         ),
     },
 }
@@ -65,6 +69,7 @@ def test_an_ordinary_app_infers(app: Path, tmp_path: Path) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # or a busy machine lets the workers starve
         "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),  # Where nodes keep blocks.
     }
     final_model = tmp_path / "final.pt"
     done = subprocess.run(
@@ -82,4 +87,9 @@ def test_an_ordinary_app_infers(app: Path, tmp_path: Path) -> None:
     assert f"'dssd.num-nodes': '{NODES}'" in printed
     assert f"'dssd.num-tokens': '{NODES * 2 * 16}'" in printed
     assert "'dssd.acceptance-rate': " in printed
+    assert f"'edgeprompt.num-nodes': '{NODES}'" in printed
+    assert f"'edgeprompt.num-tokens': '{NODES * 8}'" in printed
+    assert "'edgeprompt.cache-hit-rate': '0.0" in printed
+    kept = tmp_path / "cache" / "flower-ext" / "edgeprompt"
+    assert {node.name for node in kept.iterdir()} == {"partition-0", "partition-1"}
     assert "'eval_acc': " in printed  # Its own evaluation goes on beside.
