@@ -131,8 +131,10 @@ def test_the_question_is_private_and_documents_are_cut(questions: Path) -> None:
     assert cut == 0
     assert tokenizer.decode(prompt.tokens) == short.documents + short.question
     assert str(tokenizer.decode(prompt.private_tokens)).strip() == short.question
-    prompt, cut = documents.as_prompt(short, tokenizer, len(prompt) - 3)
+    whole, private = prompt.tokens, len(prompt.private_tokens)
+    prompt, cut = documents.as_prompt(short, tokenizer, len(whole) - 3)
     assert cut == 3
+    assert prompt.tokens == whole[: -private - 3] + whole[-private:]
     assert str(tokenizer.decode(prompt.private_tokens)).strip() == short.question
     with pytest.raises(InvalidInputError, match="does not go into 50 tokens"):
         documents.as_prompt(long, tokenizer, 50)
