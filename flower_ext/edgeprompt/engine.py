@@ -342,10 +342,12 @@ class EdgePrompt:
             yield _Ready(None, 0, None, 0, loaded.report)
             return
         layout, lent = self._rule.choose(parts, batch, steps)
+        length = sum(part.length for part in parts)
+        longest = max(len(prompt) for prompt in prompts) - length + steps
         try:
             yield _Ready(
-                spliced_cache(parts, layout),
-                sum(part.length for part in parts),
+                spliced_cache(parts, layout, longest),
+                length,
                 layout,
                 loaded.nbytes,
                 loaded.report,

@@ -37,7 +37,9 @@ from flower_ext.network.clocks import Clock
 __all__ = ["LoadReport", "LoadedPrefix", "PrefixLoader"]
 
 _LOG = logging.getLogger(__name__)
-_ROOM = 512  # Tokens that a single row may have behind a prefix without a copy.
+# Tokens that a single row may have behind a prefix without a copy: a sixteenth of it,
+# since the room is kept as long as the prefix, within these limits.
+_LEAST_ROOM, _MOST_ROOM = 64, 512
 
 
 @dataclass
@@ -267,7 +269,8 @@ class _Loading:
             else:
                 tokens = own[-1].end - own[0].begin
                 shape = self._prefix.identity.shape(tokens)
-                kv = PrefixKV(shape, device, room=_ROOM)
+                room = min(max(tokens // 16, _LEAST_ROOM), _MOST_ROOM)
+                kv = PrefixKV(shape, device, room=room)
             runs.append(_Run(first, own, kv, known is not None))
             first = last
         return runs

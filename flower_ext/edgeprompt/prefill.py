@@ -73,4 +73,5 @@ def prefill(
         cache.layers = spliced_cache(before).layers
         with spliced(model):
             inner(ids, past_key_values=cache, use_cache=True)
-    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc]
+    layers: list[Any] = list(cache.layers)
+    return [(layer.keys, layer.values) for layer in layers]

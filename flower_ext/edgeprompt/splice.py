@@ -67,15 +67,23 @@ class SplicedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         Which of their layers this is.
     layout : Layout
         Where the tail lies. BEHIND needs a single prefix whose room was lent.
+    longest : int | None (default: None)
+        The tokens that tails will have, if known: that many places are made at once,
+        and not one more.
     """
 
     def __init__(
-        self, prefixes: Sequence[PrefixKV], index: int, layout: Layout
+        self,
+        prefixes: Sequence[PrefixKV],
+        index: int,
+        layout: Layout,
+        longest: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._prefixes = tuple(prefixes)
         self._index = index
         self.layout = layout
+        self._longest = longest
         self.shared_length = sum(prefix.length for prefix in self._prefixes)
         self._begin = 0 if layout is Layout.APART else self.shared_length
         self._length = 0
@@ -128,8 +136,18 @@ class SplicedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             copies = [
                 torch.cat(part, dim=-2).expand(rows, -1, -1, -1) for part in shared
             ]
-            self._key_room = append(None, 0, copies[0])[0]
-            self._value_room = append(None, 0, copies[1])[0]
+            self._key_room = append(self._room_for(copies[0]), 0, copies[0])[0]
+            self._value_room = append(self._room_for(copies[1]), 0, copies[1])[0]
+        else:
+            self._key_room = self._room_for(keys)
+            self._value_room = self._room_for(values)
+
+    def _room_for(self, like: torch.Tensor) -> torch.Tensor | None:
+        """Return room for the longest tail, if that is known."""
+        if self._longest is None:
+            return None
+        places = self._begin + self._longest
+        return like.new_empty((*like.shape[:2], places, like.shape[-1]))
 
     def _view(self) -> None:
         """Have ``keys`` and ``values`` show the tail."""
@@ -207,7 +225,9 @@ class SplicedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def spliced_cache(
-    prefixes: Sequence[PrefixKV], layout: Layout = Layout.APART
+    prefixes: Sequence[PrefixKV],
+    layout: Layout = Layout.APART,
+    longest: int | None = None,
 ) -> DynamicCache:
     """Return a cache for rows that all begin with the same prefixes.
 
@@ -217,6 +237,8 @@ def spliced_cache(
         In their order, at least one, of one model.
     layout : Layout (default: Layout.APART)
         Where tails lie.
+    longest : int | None (default: None)
+        The tokens that tails will have, if known.
 
     Returns
     -------
@@ -235,7 +257,7 @@ def spliced_cache(
         )
     cache = DynamicCache()
     layers: Any = [
-        SplicedLayer(prefixes, index, layout)
+        SplicedLayer(prefixes, index, layout, longest)
         for index in range(prefixes[0].shape.layers)
     ]
     cache.layers = layers

@@ -192,7 +192,8 @@ def test_the_text_ends_where_it_ends(pair: ModelPair) -> None:
 def test_options_may_come_in_a_generation_config(pair: ModelPair) -> None:
     text = texts(100, 48)[14]
     engine = EdgePrompt(pair.draft, pair.tokenizer)
-    config = GenerationConfig(num_beams=3, do_sample=False, eos_token_id=20)
+    made: Any = GenerationConfig
+    config = made(num_beams=3, do_sample=False, eos_token_id=20)
     found = engine.generate(split(text, 30), 12, generation_config=config)
     whole = plainly(pair.draft, text, 12, num_beams=3, eos_token_id=20)
     assert found.tokens == whole[: len(found.tokens)]
