@@ -249,11 +249,10 @@ def _not_told() -> Iterator[None]:
     """Keep what is said of a private prompt on the node."""
     try:
         yield
-    except Exception as error:
+    except Exception:
         _LOG.exception("A prompt could not be answered.")
         raise FlowerExtError(
-            f"A prompt of the node could not be answered ({type(error).__name__}); the "
-            "node's log says why."
+            "A prompt of the node could not be answered; the node's log says why."
         ) from None
 
 

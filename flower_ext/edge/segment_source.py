@@ -91,6 +91,13 @@ class RemoteSegments:
         timeout: float = 30.0,
         patience: float = 60.0,
     ) -> None:
+        if not address.rpartition(":")[2].isdecimal() or "://" in address:
+            raise InvalidInputError(f"address must be 'host:port', got {address!r}.")
+        if not isinstance(identity, ModelIdentity):
+            raise InvalidInputError(
+                "identity must be flower_ext.edgeprompt.identity_of(model), got "
+                f"{type(identity).__name__}."
+            )
         if not timeout > 0:
             raise InvalidInputError(f"timeout must be above 0 seconds, got {timeout}.")
         if not patience >= 0:

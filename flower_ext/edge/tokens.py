@@ -67,7 +67,8 @@ class Tokens:
         if len(sent) != 1 or not isinstance(sent[0], str):
             raise RefusedError(
                 StatusCode.UNAUTHENTICATED,
-                "The edge wants a token: pass token=... to RemoteVerifier.",
+                "The edge wants a token: pass token=..., what follows the colon in "
+                "its file.",
             )
         digest = _digest(sent[0].removeprefix(_SCHEME))
         found = None

@@ -37,6 +37,20 @@ BLOCK_TOKENS = 256
 """The most tokens of a block."""
 
 _PUBLIC_KEY = b""
+# What of a configuration no key and no value depends on.
+_INCIDENTAL = frozenset(
+    (
+        "architectures",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "pad_token_id",
+        "return_dict",
+        "sep_token_id",
+        "transformers_version",
+        "use_cache",
+    )
+)
 _DIGEST_BYTES = 32
 
 
@@ -120,9 +134,11 @@ def identity_of(model: PreTrainedModel) -> ModelIdentity:
         Equal for models that compute the same KV, whatever they are called.
     """
     told = model.config.to_dict()
-    for incidental in ("_name_or_path", "transformers_version", "dtype", "use_cache"):
-        told.pop(incidental, None)
-    named = sorted((str(k), repr(v)) for k, v in told.items() if k[0] != "_")
+    named = sorted(
+        (str(name), repr(value))
+        for name, value in told.items()
+        if name not in _INCIDENTAL and not name.startswith(("_", "output_"))
+    )
     digest = hashlib.sha256()
     for part in itertools.chain.from_iterable(named):
         digest.update(_prefixed(part.encode()))
@@ -250,8 +266,8 @@ class SharedPrefix:
         if not tenant_key and any(s.level == Level.GROUP for s in self.segments):
             raise InvalidInputError(
                 "A group segment is addressed under its tenant's key, and there is "
-                "none: give the key that the server has assigned, or make the segment "
-                "public or private."
+                "none: give the key that the server has assigned (tenant_key=source."
+                "tenant_key()), or make the segment public or private."
             )
         self.blocks = tuple(self._cut(tenant_key))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flower_ext.edgeprompt.blocks import SharedPrefix, identity_of
+from flower_ext.edgeprompt.blocks import ModelIdentity, SharedPrefix, identity_of
 from flower_ext.edgeprompt.completion import Completion
 from flower_ext.edgeprompt.hierarchy import PromptHierarchy
 from flower_ext.edgeprompt.layout import LayoutRule
@@ -30,6 +31,13 @@ from flower_ext.network.clocks import Clock, WallClock
 
 __all__ = ["EdgePrompt"]
 
+# What a generation config may ask for that a spliced prompt cannot have.
+_UNFIT = (
+    "cache_implementation",
+    "prompt_lookup_num_tokens",
+    "return_dict_in_generate",
+    "assistant_early_exit",
+)
 _OWN = (
     "input_ids",
     "inputs",
@@ -37,10 +45,8 @@ _OWN = (
     "attention_mask",
     "position_ids",
     "past_key_values",
-    "cache_implementation",
     "max_length",
     "assistant_model",
-    "return_dict_in_generate",
 )
 
 
@@ -55,16 +61,19 @@ class EdgePrompt:
         A decoder-only model with full attention in every layer, in evaluation mode.
     tokenizer : PreTrainedTokenizerBase
         Its tokenizer.
-    store : KVStore | None (default: None)
-        Where blocks are kept; None: in memory, up to the store's usual size.
+    store : KVStore | str | path | None (default: None)
+        Where blocks are kept, or the folder of one; None: in memory, up to the store's
+        usual size.
     source : SegmentSource | None (default: None)
         Where blocks that the store lacks are fetched from. None: they are computed.
     tenant_key : bytes (default: b"")
         What the server has assigned to the tenant; group segments need one.
-    precisions : Sequence[Precision] (default: all but INT4)
-        What may be fetched.
+    precisions : Sequence[Precision | str] (default: all but INT4)
+        What may be fetched; what the store holds is used in any that is within
+        ``max_error``.
     max_error : float (default: 0.02)
-        The largest relative error of a block's KV that is used, at least 0. INT8 is
+        The largest relative error of a block's KV that is used, at least 0; 0 for exact
+        blocks only, and the whole prompt's very tokens. INT8 is
         below 0.02 and FP16 below 0.001 for the models that were measured; INT4 is at
         0.05 to 0.1.
     memory_bytes : int (default: 1 GiB)
@@ -103,10 +112,10 @@ class EdgePrompt:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        store: KVStore | None = None,
+        store: KVStore | str | PathLike[str] | None = None,
         source: SegmentSource | None = None,
         tenant_key: bytes = b"",
-        precisions: Sequence[Precision] = (
+        precisions: Sequence[Precision | str] = (
             Precision.EXACT,
             Precision.FP16,
             Precision.BF16,
@@ -116,6 +125,9 @@ class EdgePrompt:
         memory_bytes: int = 2**30,
         clock: Clock | None = None,
     ) -> None:
+        _check_types(model, tokenizer, tenant_key)
+        if isinstance(store, str | PathLike):
+            store = KVStore(store)
         if not max_error >= 0:
             raise InvalidInputError(f"max_error must be at least 0, got {max_error}.")
         if not memory_bytes >= 0:
@@ -125,7 +137,8 @@ class EdgePrompt:
         check_spliceable(model)
         self.model = model
         self.tokenizer = tokenizer
-        self.identity = identity_of(model)
+        self._seen = _versions(model)
+        self._identity = identity_of(model)
         self._tenant_key = tenant_key
         self._clock = clock or WallClock()
         self._loader = PrefixLoader(
@@ -133,13 +146,21 @@ class EdgePrompt:
             self._clock,
             KVStore() if store is None else store,
             source,
-            precisions,
+            _precisions(precisions),
             max_error,
             memory_bytes,
         )
         config = model.config.get_text_config(decoder=True)
         self._vocab_size = int(config.vocab_size)
         self._rule = LayoutRule(int(config.num_attention_heads))
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The model's; found anew when its weights have been changed."""
+        seen = _versions(self.model)
+        if seen != self._seen:
+            self._seen, self._identity = seen, identity_of(self.model)
+        return self._identity
 
     @property
     def store(self) -> KVStore:
@@ -155,7 +176,12 @@ class EdgePrompt:
             If there is a group segment and no tenant's key, or a token that the model
             does not have.
         """
-        self._check_tokens(hierarchy)
+        if not isinstance(hierarchy, PromptHierarchy):
+            raise InvalidInputError(
+                f"A prompt must be a PromptHierarchy, got {type(hierarchy).__name__}: "
+                "make one by PromptHierarchy.from_text or from_chat."
+            )
+        self._check_tokens([t for s in hierarchy.shared for t in s.tokens])
         return SharedPrefix(hierarchy.shared, self.identity, self._tenant_key)
 
     def publish(
@@ -241,10 +267,14 @@ class EdgePrompt:
             [hierarchy] if isinstance(hierarchy, PromptHierarchy) else [*hierarchy]
         )
         self._check(prompts, max_new_tokens, options)
+        _check_shared(prompts)
         clock, first = self._clock, _FirstToken(self._clock)
         begin = clock.now()
         beams = int(self._option(options, "num_beams") or 1)
         with self._ready(prompts, len(prompts) * beams, max_new_tokens) as ready:
+            # Not before all is asked for: whether it is must not depend on them.
+            for prompt in prompts:
+                self._check_tokens(prompt.tokens, max_new_tokens)
             ids, mask = _padded(prompts, ready.length, self.model.device)
             processors = LogitsProcessorList([first])
             processors.extend(options.pop("logits_processor", None) or ())
@@ -300,10 +330,10 @@ class EdgePrompt:
             follows the last shared token (without a shared part, row 0 is missing), the
             last row what follows the whole.
         """
-        self._check_tokens(hierarchy)
         tail = [*hierarchy.private_tokens, *continuation]
         shared = sum(len(s) for s in hierarchy.shared)
         with self._ready([hierarchy], 1, 1, last_again=True) as ready:
+            self._check_tokens([*hierarchy.tokens, *continuation])
             tokens = [*hierarchy.tokens[ready.length : shared], *tail]
             device = self.model.device
             ids = torch.tensor([tokens], device=device)
@@ -367,38 +397,37 @@ class EdgePrompt:
         for name in _OWN:
             if name in options:
                 raise InvalidInputError(
-                    f"{name}={options[name]!r:.80} is set by the engine: leave it out."
+                    f"{name} is the engine's own matter: leave it out."
                 )
         if (self._option(options, "num_return_sequences") or 1) != 1:
             raise InvalidInputError(
                 "num_return_sequences must be 1: repeat the prompt in the batch."
             )
-        if options.get("use_cache") is False:
+        if self._option(options, "use_cache") is False:
             raise InvalidInputError("use_cache=False leaves nothing to splice.")
+        for name in _UNFIT:
+            if found := self._option(options, name):
+                raise InvalidInputError(
+                    f"{name}={found!r:.80} of the generation config does not go with a "
+                    "spliced prompt: unset it."
+                )
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise InvalidInputError(
                 f"max_new_tokens must be at least 1, got {max_new_tokens}."
             )
-        longest = longest_text(self.model)
-        for prompt in prompts:
-            self._check_tokens(prompt)
-            if prompt.shared != prompts[0].shared:
-                raise InvalidInputError(
-                    "Prompts of one batch must share their shared segments: generate "
-                    "from prompts with other ones in another call."
-                )
-            if longest is not None and len(prompt) + max_new_tokens > longest:
-                raise InvalidInputError(
-                    f"The prompt's {len(prompt)} tokens and max_new_tokens="
-                    f"{max_new_tokens} are more than the model's {longest}."
-                )
 
-    def _check_tokens(self, hierarchy: PromptHierarchy) -> None:
-        largest = max(hierarchy.tokens)
+    def _check_tokens(self, tokens: Sequence[int], more: int = 0) -> None:
+        """Raise unless the model takes a text, and so many tokens more."""
+        largest, longest = max(tokens, default=0), longest_text(self.model)
         if largest >= self._vocab_size:
             raise InvalidInputError(
                 f"The prompt has token {largest}, but the model has {self._vocab_size} "
                 "ids: use the model's own tokenizer."
+            )
+        if longest is not None and len(tokens) + more > longest:
+            raise InvalidInputError(
+                f"{len(tokens)} tokens of prompt and {more} new ones are more than the "
+                f"model's {longest}."
             )
 
     def _option(self, options: dict[str, Any], name: str) -> Any:
@@ -422,6 +451,61 @@ class EdgePrompt:
             if token in ends:
                 return row[: index + 1]
         return row
+
+
+def _check_types(model: Any, tokenizer: Any, tenant_key: Any) -> None:
+    """Raise unless they are what they should be."""
+    if not isinstance(model, PreTrainedModel):
+        raise InvalidInputError(
+            f"model must be a Hugging Face model, got {type(model).__name__}: load it "
+            "with AutoModelForCausalLM.from_pretrained or flower_ext.models.load_model."
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InvalidInputError(
+            f"tokenizer must be the model's tokenizer, got {type(tokenizer).__name__}."
+        )
+    if not isinstance(tenant_key, bytes):
+        raise InvalidInputError(
+            f"tenant_key must be bytes, got {type(tenant_key).__name__}: a source over "
+            "gRPC tells it by tenant_key()."
+        )
+
+
+def _check_shared(prompts: Sequence[PromptHierarchy]) -> None:
+    """Raise unless all prompts share the same."""
+    for prompt in prompts:
+        if not isinstance(prompt, PromptHierarchy):
+            raise InvalidInputError(
+                f"A prompt must be a PromptHierarchy, got {type(prompt).__name__}: "
+                "make one by PromptHierarchy.from_text or from_chat."
+            )
+        if prompt.shared != prompts[0].shared:
+            raise InvalidInputError(
+                "Prompts of one batch must share their shared segments: generate from "
+                "prompts with other ones in another call."
+            )
+
+
+def _precisions(given: Sequence[Precision | str]) -> tuple[Precision, ...]:
+    """Return precisions, of which some may be named."""
+    if isinstance(given, str | Precision):
+        given = [given]
+    known = ", ".join(precision.value for precision in Precision)
+    try:
+        return tuple(Precision(each) for each in given)
+    except ValueError:
+        raise InvalidInputError(
+            f"precisions={list(given)!r:.80} must be among {known}."
+        ) from None
+
+
+def _versions(model: PreTrainedModel) -> tuple[tuple[int, int], ...]:
+    """Return what changes when weights are written to or replaced."""
+    found = []
+    for tensor in (*model.parameters(), *model.buffers()):
+        inference = tensor.is_inference()
+        found.append((id(tensor), -1 if inference else tensor._version))
+    return tuple(found)
 
 
 class _Ready:

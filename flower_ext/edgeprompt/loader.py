@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +40,8 @@ _LOG = logging.getLogger(__name__)
 # Tokens that a single row may have behind a prefix without a copy: a sixteenth of it,
 # since the room is kept as long as the prefix, within these limits.
 _LEAST_ROOM, _MOST_ROOM = 64, 512
+# How many times as long as it takes to compute a block its next layer is waited for.
+_PATIENCE = 2.0
 
 
 @dataclass
@@ -152,6 +154,7 @@ class PrefixLoader:
         self._precisions = tuple(precisions)
         self._max_error = max_error
         self._memory_bytes = memory_bytes
+        self._silent = False  # Whether it was said that the source is silent.
         self._loaded: OrderedDict[bytes, tuple[PrefixKV, float]] = OrderedDict()
         self.speed = DeviceSpeed()
         self.link = LinkEstimate()
@@ -188,6 +191,12 @@ class PrefixLoader:
         ]
         if not wanted:
             return
+        unasked = [
+            block.addresses[Precision.EXACT]
+            for block in prefix.blocks
+            if Precision.EXACT not in precisions
+            and block.addresses[Precision.EXACT] not in self.store
+        ]
         # From exact blocks only: what is published is as near as its precision allows.
         exact = PrefixLoader(
             self._model, self._clock, self.store, None, (), 0.0, self._memory_bytes
@@ -197,6 +206,8 @@ class PrefixLoader:
             block = prefix.blocks[index]
             keys, values = _slices(loaded.parts, block)
             self.store.put(block.addresses[precision], encode(keys, values, precision))
+        for address in set(unasked):
+            self.store.discard(address)
 
     # -- what is in memory ------------------------------------------------------------
 
@@ -216,12 +227,14 @@ class _Loading:
         self._of = loader
         self._prefix = prefix
         self._report = LoadReport(blocks=len(prefix.blocks))
+        self._errors: dict[int, float] = {}  # By block, where known.
         self._runs = self._make_runs()
         self._half: dict[Wanted, list[torch.Tensor]] = {}
         self._state: Restoration | None = None
         self._asked: tuple[Wanted, ...] = ()
+        self._requested = False
         self._begun: dict[int, int] = {}  # block -> layers that are decoded
-        self._decoding = 0.0  # Seconds so far.
+        self._aside = 0.0  # Seconds of taking blocks while others were computed.
 
     def run(self) -> LoadedPrefix:
         """Load; return as soon as the private text may begin."""
@@ -244,8 +257,8 @@ class _Loading:
         if self._state is None or self._state.finished:
             self._whole()
         else:
-            for run in self._runs:
-                run.kv.wait_with(self._wait)
+            # A single block is missing; what is before it may be read at any time.
+            self._run_of(self._state.missing[0]).kv.wait_with(self._wait)
         return LoadedPrefix(parts, self._report)
 
     def _make_runs(self) -> list[_Run]:
@@ -263,9 +276,10 @@ class _Loading:
             known = self._of._loaded.get(name)
             if known is not None:
                 kv, error = known
+                kv.wait_with(None)  # Whole, whatever became of another load.
                 self._of._loaded.move_to_end(name)
                 self._report.in_memory += len(own)
-                self._report.largest_error = max(self._report.largest_error, error)
+                self._has_error(range(first, last), error)
             else:
                 tokens = own[-1].end - own[0].begin
                 shape = self._prefix.identity.shape(tokens)
@@ -277,10 +291,17 @@ class _Loading:
 
     def _whole(self) -> None:
         """All is there: remember it."""
-        error = self._report.largest_error
         for run in self._runs:
             run.kv.wait_with(None)
+            # What was computed behind inexact blocks is inexact, too.
+            upto = range(run.first + len(run.blocks))
+            error = max(self._errors.get(index, 0.0) for index in upto)
             self._of._remember(_name(run.blocks), run.kv, error)
+
+    def _has_error(self, blocks: Iterable[int], error: float) -> None:
+        """Take note of what blocks cost in fidelity."""
+        self._errors |= dict.fromkeys(blocks, error)
+        self._report.largest_error = max(self._report.largest_error, error)
 
     # -- one block --------------------------------------------------------------------
 
@@ -307,7 +328,7 @@ class _Loading:
     def _decode_all(self, index: int, encoded: EncodedBlock) -> None:
         for layer, data in enumerate(encoded.layers):
             self._decode(index, layer, data, encoded.precision)
-        self._report.largest_error = max(self._report.largest_error, encoded.error)
+        self._has_error([index], encoded.error)
 
     def _decode(
         self, index: int, layer: int, data: torch.Tensor, precision: Precision
@@ -337,18 +358,16 @@ class _Loading:
         if begin:
             before.append(run.kv.head(begin))
         clock = self._of._clock
-        started, taken = clock.now(), self._decoding
+        started, aside = clock.now(), self._aside
         layers = prefill(self._of._model, block.tokens, before, useful)
         run.kv.fill(begin, layers)
-        # What was decoded in between is no part of it.
-        seconds = clock.now() - started - (self._decoding - taken)
+        seconds = clock.now() - started - (self._aside - aside)
         self._report.computed += 1
-        self._of.store.put(
-            block.addresses[Precision.EXACT],
-            encode(
+        if not any(self._errors.get(earlier) for earlier in range(index)):
+            exact = encode(
                 [k[0] for k, _ in layers], [v[0] for _, v in layers], Precision.EXACT
-            ),
-        )
+            )
+            self._of.store.put(block.addresses[Precision.EXACT], exact)
         return seconds
 
     # -- from elsewhere ---------------------------------------------------------------
@@ -382,6 +401,16 @@ class _Loading:
         if state.finished and self._asked:
             self._asked = ()
             source.request(self._prefix, ())
+        if self._report.bytes_fetched:
+            of._silent = False
+        elif self._requested and not of._silent:
+            of._silent = True
+            _LOG.warning(
+                "Nothing has come from the source while %d blocks were computed here. "
+                "If it stays so, look at its address, its certificate and the token; "
+                "this is said once.",
+                self._report.computed,
+            )
 
     def _compute_while_useful(
         self, index: int, state: Restoration, source: SegmentSource
@@ -390,7 +419,9 @@ class _Loading:
         begun = source.now()
 
         def useful() -> bool:
+            started = self._of._clock.now()
             self._take(state, source, 0.0)
+            self._aside += self._of._clock.now() - started
             state.passed(source.now())
             return state.useful(index, begun)
 
@@ -410,6 +441,7 @@ class _Loading:
         wanted = state.fetching
         if wanted != self._asked:
             self._asked = wanted
+            self._requested = self._requested or bool(wanted)
             source.request(self._prefix, wanted)
 
     def _take(self, state: Restoration, source: SegmentSource, timeout: float) -> bool:
@@ -434,8 +466,7 @@ class _Loading:
         """Decode a layer, and keep the block if it is whole."""
         wanted, header = arrival.wanted, arrival.header
         self._report.bytes_fetched += arrival.data.numel()
-        if header.error > self._of._max_error:
-            self._of._errors[wanted.precision] = header.error
+        if not header.error <= self._of._max_error:
             state.refused(wanted.precision, header.error)
             return
         if wanted.block not in state.missing:
@@ -448,7 +479,6 @@ class _Loading:
         started = self._of._clock.now()
         self._decode(wanted.block, arrival.layer, arrival.data, wanted.precision)
         seconds = self._of._clock.now() - started
-        self._decoding += seconds
         self._of.speed.decoded(wanted.precision, arrival.data.numel(), seconds)
         half.append(arrival.data)
         self._begun[wanted.block] = len(half)
@@ -462,7 +492,7 @@ class _Loading:
             block = self._prefix.blocks[wanted.block]
             self._of.store.put(block.addresses[wanted.precision], encoded)
             self._report.fetched[wanted.precision] += 1
-            self._report.largest_error = max(self._report.largest_error, header.error)
+            self._has_error([wanted.block], header.error)
 
     def _wait(self, layer: int) -> None:
         """Wait for a layer of the last block, without asking for anything."""
@@ -474,8 +504,11 @@ class _Loading:
             if self._begun.get(block, 0) > layer:
                 return
             before = self._begun.get(block, 0)
-            self._take(state, source, math.inf)
+            tokens = self._prefix.blocks[block]
+            computing = self._of.speed.seconds(tokens.begin, len(tokens.tokens))
+            self._take(state, source, _PATIENCE * computing)
             if not state.finished and self._begun.get(block, 0) == before:
+                self._run_of(block).kv.wait_with(None)
                 state.computed(block, self._compute(block), source.now())
         self._whole()
 

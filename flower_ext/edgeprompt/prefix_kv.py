@@ -42,7 +42,9 @@ class PrefixKV:
 
         def layers(dim: int) -> list[torch.Tensor]:
             whole = (shape.layers, 1, shape.heads, places, dim)
-            return list(torch.empty(whole, dtype=shape.dtype, device=device))
+            # Not of inference mode, in which others could not write to them.
+            with torch.inference_mode(False):
+                return list(torch.empty(whole, dtype=shape.dtype, device=device))
 
         self._key_room = layers(shape.key_dim)
         self._value_room = layers(shape.value_dim)
@@ -79,9 +81,9 @@ class PrefixKV:
 
     def give_back(self) -> None:
         """Take the room back, and wipe what was laid there."""
+        self._lent = False
         for room in (*self._key_room, *self._value_room):
             room[..., self.length :, :] = 0
-        self._lent = False
 
     @property
     def keys(self) -> list[torch.Tensor]:

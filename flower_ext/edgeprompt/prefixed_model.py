@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -202,7 +203,7 @@ class _RaggedSplicedLayer(RaggedLayer):  # type: ignore[no-untyped-call]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take the new tokens, and return all rows' tails."""
         keys, values = super().update(key_states, value_states)
-        keys.splice = self  # type: ignore[attr-defined]
+        keys.splice = weakref.ref(self)  # type: ignore[attr-defined]
         return keys, values
 
 

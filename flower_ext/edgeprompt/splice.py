@@ -7,6 +7,7 @@ of a single one would, so that it is read once for all.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -40,6 +41,12 @@ __all__ = [
 
 ATTENTION = "flower_ext_splice"
 """The attention implementation that a model has while it is :func:`spliced`."""
+
+
+# How many hold a model spliced at the moment, and the attention that it gets back.
+_SPLICED: weakref.WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class Layout(Enum):
@@ -111,6 +118,8 @@ class SplicedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.lazy_initialization(key_states, value_states)
             self._begin_rooms(key_states, value_states)
         taken = self._begin + self._length
+        if self._begin and self._places < taken + key_states.shape[-2]:
+            self.shared()  # The prefix is copied along, so it must be there.
         self._key_room = append(self._key_room, taken, key_states)[0]
         self._value_room = append(self._value_room, taken, value_states)[0]
         self._length += key_states.shape[-2]
@@ -118,8 +127,13 @@ class SplicedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         assert self.keys is not None
         assert self.values is not None
         # By this the attention function knows what the tail belongs to.
-        self.keys.splice = self  # type: ignore[attr-defined]
+        self.keys.splice = weakref.ref(self)  # type: ignore[attr-defined]
         return self.keys, self.values
+
+    @property
+    def _places(self) -> int:
+        """The tokens that there is room for."""
+        return 0 if self._key_room is None else self._key_room.shape[-2]
 
     def _begin_rooms(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Find the tensors that the tail is written to, if not new ones."""
@@ -271,25 +285,34 @@ def spliced(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     Parameters
     ----------
     model : PreTrainedModel
-        Its attention implementation is changed meanwhile, and put back.
+        Its attention implementation is changed meanwhile, and put back by the last
+        who has it spliced.
 
     Raises
     ------
     InvalidInputError
         If the model's attention cannot be exchanged.
     """
-    before = model.config._attn_implementation
-    try:
-        model.set_attn_implementation(ATTENTION)
-    except (ValueError, AttributeError) as error:
-        raise InvalidInputError(
-            f"{type(model).__name__} does not let its attention be exchanged: choose "
-            f"a model that calls transformers' attention interface ({error})."
-        ) from error
+    users, before = _SPLICED.get(model, (0, model.config._attn_implementation))
+    if not users:
+        try:
+            model.set_attn_implementation(ATTENTION)
+        except (ValueError, AttributeError) as error:
+            raise InvalidInputError(
+                f"{type(model).__name__} does not let its attention be exchanged: "
+                "choose a model that calls transformers' attention interface "
+                f"({error})."
+            ) from error
+    _SPLICED[model] = (users + 1, before)
     try:
         yield model
     finally:
-        model.set_attn_implementation(before)
+        users, before = _SPLICED[model]
+        if users > 1:
+            _SPLICED[model] = (users - 1, before)
+        else:
+            del _SPLICED[model]
+            model.set_attn_implementation(before)
 
 
 def _attention(
@@ -302,7 +325,8 @@ def _attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend to a prefix and a tail, in the way transformers calls such functions."""
-    layer: SplicedLayer | None = getattr(key, "splice", None)
+    of = getattr(key, "splice", None)
+    layer: SplicedLayer | None = None if of is None else of()
     if layer is None:
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options

@@ -54,6 +54,13 @@ def check_spliceable(model: PreTrainedModel) -> None:
             "attention in every layer (for a sliding window, load it with "
             "config.use_sliding_window=False where it has that)."
         )
+    rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None)
+    kinds = sorted(_rope_types(rope or {}) & {"longrope", "dynamic"})
+    if kinds:
+        raise InvalidInputError(
+            f"{name} has rotary embeddings of type {kinds[0]}, which depend on the "
+            "text's length, so that KV cannot be shared: choose another model."
+        )
     if model.training:
         raise InvalidInputError(f"{name} is in training mode: call model.eval().")
     difference = _difference(model)
@@ -64,6 +71,13 @@ def check_spliceable(model: PreTrainedModel) -> None:
             f"difference {difference:.2g}): its attention does something else than "
             "softmax over all keys. Choose another model."
         )
+
+
+def _rope_types(parameters: dict[str, Any]) -> set[str]:
+    """Return the kinds of rotary embedding, of all kinds of layers."""
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    found = {str(parameters.get("rope_type", "default"))}
+    return found.union(*(_rope_types(value) for value in nested))
 
 
 def longest_text(model: PreTrainedModel) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import pytest
 import torch
 from transformers import (
     GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -28,7 +32,7 @@ from flower_ext.edgeprompt import (
     PromptHierarchy,
     Segment,
 )
-from flower_ext.edgeprompt.splice import Layout
+from flower_ext.edgeprompt.splice import Layout, SplicedLayer
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import ModelPair, default_pair
 from tests.edgeprompt.tiny import FAMILIES, VOCABULARY, tiny
@@ -222,6 +226,57 @@ def test_what_is_published_is_found(pair: ModelPair, tmp_path: Path) -> None:
     assert strict.generate(prompt, 4).report.computed == 1
 
 
+def test_weights_that_change_make_other_blocks(pair: ModelPair) -> None:
+    model = copy.deepcopy(tiny("llama"))
+    engine = EdgePrompt(model, pair.tokenizer)
+    prompt = split([1 + i % 90 for i in range(40)], 30)
+    engine.generate(prompt, 8, do_sample=False)
+    model.load_state_dict(tiny("llama", seed=1).state_dict())
+    found = engine.generate(prompt, 8, do_sample=False)
+    assert found.report.computed == 1
+    assert found.tokens == plainly(model, list(prompt.tokens), 8, do_sample=False)
+
+
+def test_logits_and_generation_take_turns(pair: ModelPair) -> None:
+    text = texts(100, 48)[16]
+    engine = EdgePrompt(pair.draft, pair.tokenizer)
+    engine.logits(split(text, 30))
+    with torch.inference_mode():
+        engine.load(split(text, 20))
+    for cut in (30, 20, 30):
+        found = engine.generate(split(text, cut), 8, do_sample=False)
+        assert found.layout is Layout.BEHIND
+        assert found.tokens == plainly(pair.draft, text, 8)
+
+
+def test_an_error_midway_leaves_nothing_behind(pair: ModelPair) -> None:
+    text = texts(100, 48)[18]
+    engine = EdgePrompt(pair.draft, pair.tokenizer)
+    before = pair.draft.config._attn_implementation
+
+    def fails(ids: Any, scores: Any) -> Any:
+        raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        engine.generate(split(text, 30), 8, logits_processor=[fails])
+    assert pair.draft.config._attn_implementation == before
+    found = engine.generate(split(text, 30), 8, do_sample=False)
+    assert found.layout is Layout.BEHIND
+    assert found.tokens == plainly(pair.draft, text, 8)
+
+
+def test_caches_are_freed_without_the_collector(pair: ModelPair) -> None:
+    engine = EdgePrompt(pair.draft, pair.tokenizer)
+    gc.collect()
+    gc.disable()
+    try:
+        engine.generate([split(texts(100, 48)[2], 30)] * 4, 4)
+        alive = [thing for thing in gc.get_objects() if type(thing) is SplicedLayer]
+    finally:
+        gc.enable()
+    assert not alive
+
+
 def test_other_weights_under_the_same_name_share_nothing(
     pair: ModelPair, tmp_path: Path
 ) -> None:
@@ -287,6 +342,23 @@ def test_a_text_longer_than_the_room(pair: ModelPair) -> None:
             ),
             "encoder-decoder",
         ),
+        (
+            lambda: LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=50,
+                    hidden_size=16,
+                    intermediate_size=16,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    rope_parameters={
+                        "rope_type": "dynamic",
+                        "factor": 2.0,
+                        "rope_theta": 10000.0,
+                    },
+                )
+            ),
+            "rotary embeddings of type dynamic",
+        ),
         (lambda: tiny("llama").__class__(tiny("llama").config), "training mode"),
     ],
 )
@@ -321,6 +393,8 @@ def test_a_model_with_another_attention_is_found_out(pair: ModelPair) -> None:
         ({"attention_mask": 1}, "attention_mask"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"use_cache": False}, "use_cache"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
+        ({"generation_config": GenerationConfig(use_cache=False)}, "use_cache"),
     ],
 )
 def test_options_of_the_engine(
@@ -351,6 +425,19 @@ def test_bad_prompts(pair: ModelPair) -> None:
         EdgePrompt(pair.draft, pair.tokenizer, max_error=-1.0)
     with pytest.raises(InvalidInputError, match="memory_bytes"):
         EdgePrompt(pair.draft, pair.tokenizer, memory_bytes=-1)
+    with pytest.raises(InvalidInputError, match="must be among exact, fp16"):
+        EdgePrompt(pair.draft, pair.tokenizer, precisions=["fp8"])
+    unknown: Any = "gpt2"
+    with pytest.raises(InvalidInputError, match="got str"):
+        EdgePrompt(unknown, pair.tokenizer)
+    with pytest.raises(InvalidInputError, match="tokenizer, got str"):
+        EdgePrompt(pair.draft, unknown)
+    with pytest.raises(InvalidInputError, match="bytes, got str"):
+        EdgePrompt(pair.draft, pair.tokenizer, tenant_key=unknown)
+    with pytest.raises(InvalidInputError, match="PromptHierarchy, got str"):
+        engine.generate(unknown, 4)
+    with pytest.raises(InvalidInputError, match="more than the model's"):
+        engine.publish(PromptHierarchy([Segment([5] * 10_000, Level.PUBLIC)]))
 
 
 def test_memory_for_loaded_prefixes_is_bounded(pair: ModelPair) -> None:

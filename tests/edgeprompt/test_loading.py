@@ -29,6 +29,7 @@ from flower_ext.edgeprompt.source import Arrival, SegmentSource, Wanted
 from flower_ext.models import ModelPair, default_pair
 from flower_ext.network import Link
 from flower_ext.network.clocks import VirtualClock
+from flower_ext.network.rates import TraceRate
 
 SECONDS_PER_TOKEN = 0.002
 FAST = Link(up=1e6, down=1e8, rtt=0.01)
@@ -238,3 +239,92 @@ def test_int8_agrees_on_a_trained_model(service: SegmentService) -> None:
     share = {p: sum(same) / len(same) for p, same in agreement.items()}
     assert share[Precision.INT8] >= 0.99
     assert 0.8 < share[Precision.INT4] < 1.0
+
+
+GROUPED = PromptHierarchy(
+    [
+        Segment(SHARED[:600], Level.PUBLIC),
+        Segment(SHARED[600:], Level.GROUP),
+        Segment([7, 8, 9], Level.PRIVATE),
+    ]
+)
+
+
+@pytest.mark.parametrize("after", [0, 3, 5, 7, 8, 9, 11])
+def test_a_link_that_drops_within_the_last_block_of_two_levels(
+    pair: ModelPair, after: int
+) -> None:
+    key = bytes(range(32))
+    own = SegmentService(copy.deepcopy(pair.draft), KVStore())
+    prefix = SharedPrefix(GROUPED.shared, own.identity, key)
+    for index in range(len(prefix.blocks)):
+        own.block(prefix, Wanted(index, Precision.EXACT))
+    link = Link(up=1e6, down=1e7, rtt=0.02)
+    engine, _ = device(
+        pair,
+        own,
+        link,
+        lambda s: _Cut(s, after, math.inf),
+        precisions=[Precision.EXACT],
+        tenant_key=key,
+    )
+    slow(engine)
+    completion = engine.generate(GROUPED, 12, do_sample=False)
+    assert completion.tokens == whole(pair, GROUPED)
+    again = engine.generate(GROUPED, 12, do_sample=False)
+    assert again.tokens == completion.tokens
+
+
+def slow(engine: EdgePrompt) -> None:
+    """Have a device believe that it is slower than its link."""
+    for tokens in (64, 128, 256):
+        engine._loader.speed.computed(0, tokens, 0.1 * tokens)
+
+
+def test_what_is_computed_behind_inexact_blocks_is_not_kept_as_exact(
+    pair: ModelPair, service: SegmentService, tmp_path: Path
+) -> None:
+    store = KVStore(tmp_path, key=bytes(32))
+    half = PromptHierarchy([Segment(SHARED[:256], Level.PUBLIC)])
+    EdgePrompt(pair.draft, pair.tokenizer, store=store).publish(half, [Precision.INT8])
+    long = PromptHierarchy(
+        [Segment(SHARED[:400], Level.PUBLIC), Segment([7], Level.PRIVATE)]
+    )
+    report = EdgePrompt(pair.draft, pair.tokenizer, store=store).load(long)
+    assert (report.in_store, report.computed) == (1, 1)
+    strict = EdgePrompt(pair.draft, pair.tokenizer, store=store, max_error=0.0)
+    logits = strict.logits(long)
+    with torch.inference_mode():
+        exact = pair.draft(torch.tensor([long.tokens])).logits[0, -2:]
+    assert (logits - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_a_link_that_stalls_is_not_waited_for(
+    pair: ModelPair, service: SegmentService
+) -> None:
+    short = PromptHierarchy(
+        [Segment(SHARED[:200], Level.PUBLIC), Segment([7, 8], Level.PRIVATE)]
+    )
+    layer = 200 * 2 * 2 * 32 * 4
+    # The first of two layers comes in 40 ms, then next to nothing.
+    rate = TraceRate([0.0, 0.06, 1000.0], [layer / 0.08, 1.0, 1.0])
+    engine, _ = device(
+        pair, service, Link(up=1e9, down=rate), precisions=[Precision.EXACT]
+    )
+    engine._loader.link.arrived(layer, 0.08)
+    for tokens in (100, 200):
+        engine._loader.speed.computed(0, tokens, SECONDS_PER_TOKEN * tokens)
+    completion = engine.generate(short, 4, do_sample=False)
+    assert completion.tokens == whole(pair, short)[:4]
+    assert completion.report.computed == 1
+    assert completion.time_to_first_token < 4 * 0.4
+
+
+def test_a_source_that_never_answers_is_told_of_once(
+    pair: ModelPair, service: SegmentService, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, _ = device(pair, service, SLOW, lambda s: _Cut(s, 0, math.inf))
+    with caplog.at_level("WARNING"):
+        engine.generate(prompt(), 2)
+        engine.load(PromptHierarchy([Segment(SHARED[:300], Level.PUBLIC)]))
+    assert sum("Nothing has come" in line for line in caplog.messages) == 1

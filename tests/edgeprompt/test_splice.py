@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, PreTrainedModel
 
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
-from flower_ext.edgeprompt.splice import Layout, SplicedLayer, spliced, spliced_cache
+from flower_ext.edgeprompt.splice import (
+    ATTENTION,
+    Layout,
+    SplicedLayer,
+    spliced,
+    spliced_cache,
+)
 from flower_ext.errors import InvalidInputError
 from tests.edgeprompt.tiny import FAMILIES, VOCABULARY, prefix_of, tiny
 
@@ -203,6 +209,17 @@ def test_the_model_gets_its_attention_back() -> None:
     before = model.config._attn_implementation
     with pytest.raises(RuntimeError), spliced(model):
         raise RuntimeError
+    assert model.config._attn_implementation == before
+
+
+def test_the_last_to_leave_puts_the_attention_back() -> None:
+    model = tiny("llama")
+    before = model.config._attn_implementation
+    first, second = spliced(model), spliced(model)
+    with first:
+        second.__enter__()
+    assert model.config._attn_implementation == ATTENTION
+    second.__exit__(None, None, None)
     assert model.config._attn_implementation == before
 
 
