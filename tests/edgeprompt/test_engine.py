@@ -74,6 +74,12 @@ def split(tokens: list[int], *cuts: int) -> PromptHierarchy:
     )
 
 
+def _config(**options: Any) -> GenerationConfig:
+    made: Any = GenerationConfig
+    config: GenerationConfig = made(**options)
+    return config
+
+
 def plainly(model: PreTrainedModel, tokens: list[int], new: int, **options: Any) -> Any:
     written: Any = model.generate(  # type: ignore[operator]
         torch.tensor([tokens]), max_new_tokens=new, **options
@@ -196,8 +202,7 @@ def test_the_text_ends_where_it_ends(pair: ModelPair) -> None:
 def test_options_may_come_in_a_generation_config(pair: ModelPair) -> None:
     text = texts(100, 48)[14]
     engine = EdgePrompt(pair.draft, pair.tokenizer)
-    made: Any = GenerationConfig
-    config = made(num_beams=3, do_sample=False, eos_token_id=20)
+    config = _config(num_beams=3, do_sample=False, eos_token_id=20)
     found = engine.generate(split(text, 30), 12, generation_config=config)
     whole = plainly(pair.draft, text, 12, num_beams=3, eos_token_id=20)
     assert found.tokens == whole[: len(found.tokens)]
@@ -394,7 +399,7 @@ def test_a_model_with_another_attention_is_found_out(pair: ModelPair) -> None:
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"use_cache": False}, "use_cache"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens"),
-        ({"generation_config": GenerationConfig(use_cache=False)}, "use_cache"),
+        ({"generation_config": _config(use_cache=False)}, "use_cache"),
     ],
 )
 def test_options_of_the_engine(
