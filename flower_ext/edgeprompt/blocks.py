@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import itertools
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -278,9 +279,10 @@ class SharedPrefix:
             key = tenant_key if segment.level == Level.GROUP else _PUBLIC_KEY
             for start in range(0, len(segment), BLOCK_TOKENS):
                 tokens = segment.tokens[start : start + BLOCK_TOKENS]
+                packed = struct.pack(f"<{len(tokens)}I", *tokens)
                 for precision in Precision:
                     parents[precision] = _digest(
-                        key, self.identity, precision, parents[precision], tokens
+                        key, self.identity, precision, parents[precision], packed
                     )
                 yield SharedBlock(
                     segment.level,
@@ -305,7 +307,7 @@ def _digest(
     identity: ModelIdentity,
     precision: Precision,
     parent: bytes,
-    tokens: Sequence[int],
+    tokens: bytes,
 ) -> bytes:
     """Return the HMAC that is a block's address."""
     # HMAC fills keys up with zeros: bare, one of zeros would be the public one.
@@ -314,7 +316,7 @@ def _digest(
     code.update(_prefixed(str(identity.dtype).encode()))
     code.update(_prefixed(precision.value.encode()))
     code.update(_prefixed(parent))
-    code.update(_prefixed(b"".join(t.to_bytes(4, "little") for t in tokens)))
+    code.update(_prefixed(tokens))
     return code.digest()
 
 

@@ -65,10 +65,14 @@ def merge_attention(
     if len(outputs) == 1:
         return outputs[0], _wide(log_sum_exps[0])
     logs = torch.stack([_wide(log) for log in log_sum_exps])
-    total = logs.logsumexp(dim=0)
     # From their own largest, since ℓ_i − ℓ loses digits where scores are large; and no
     # number where all are −∞.
-    weights = logs.softmax(dim=0).masked_fill_(total == -torch.inf, 0.0)
+    largest = logs.amax(dim=0)
+    largest.masked_fill_(largest == -torch.inf, 0.0)
+    weights = (logs - largest).exp_()
+    sums = weights.sum(dim=0)
+    total = sums.log() + largest
+    weights /= sums.masked_fill_(sums == 0.0, 1.0)
     merged = weights[0].unsqueeze(-1) * outputs[0]
     for weight, output in zip(weights[1:], outputs[1:], strict=True):
         merged.addcmul_(weight.unsqueeze(-1), output.to(merged.dtype))
