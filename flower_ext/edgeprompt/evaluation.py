@@ -6,16 +6,20 @@ read it back. This module fixes the keys of that exchange and knows nothing of F
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from flower_ext.edgeprompt.errors import PrivateSegmentError
 from flower_ext.edgeprompt.hierarchy import Level
 from flower_ext.edgeprompt.precision import Precision
 from flower_ext.errors import InvalidInputError
+from flower_ext.speculative.records import (
+    RequestRecord,
+    check_choice,
+    check_kind,
+    key_of,
+)
 from flower_ext.speculative.sampling import Sampling
 
 __all__ = ["DSSD_PUBLIC_KEY", "EDGEPROMPT_KEY", "EDGES", "EdgePromptRequest"]
@@ -27,28 +31,6 @@ DSSD_PUBLIC_KEY = "flower-ext.dssd-public"
 """Name of the ``ConfigRecord`` whose ``text`` goes before all prompts of DSSD."""
 
 EDGES = ("in-process", "grpc")
-
-_Value = (
-    int
-    | float
-    | str
-    | bytes
-    | bool
-    | list[int]
-    | list[float]
-    | list[str]
-    | list[bytes]
-    | list[bool]
-)
-
-# What a value must be; an int does for a float, a bool for no number.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (float, int),
-    "str": (str,),
-    "bytes": (bytes,),
-    "bool": (bool,),
-}
 
 _RANGES: dict[str, tuple[float, str]] = {
     "seed": (0, "at least 0"),
@@ -63,7 +45,7 @@ _OF_GRPC = ("address", "token", "root_certificate", "plaintext")
 
 
 @dataclass(frozen=True)
-class EdgePromptRequest:
+class EdgePromptRequest(RequestRecord):
     """One node's part of an EdgePrompt evaluation.
 
     In a ``ConfigRecord`` every field has its name with hyphens; those that have their
@@ -126,6 +108,8 @@ class EdgePromptRequest:
     True
     """
 
+    about: ClassVar[str] = "An EdgePrompt evaluation"
+
     edge: str
     texts: tuple[str, ...]
     levels: tuple[str, ...]
@@ -150,18 +134,20 @@ class EdgePromptRequest:
     def __post_init__(self) -> None:
         """Check every field."""
         for entry in fields(self):
-            _check_kind(entry.name, str(entry.type), getattr(self, entry.name))
-        _check_choice("edge", self.edge, EDGES)
+            check_kind(entry.name, str(entry.type), getattr(self, entry.name))
+        check_choice("edge", self.edge, EDGES)
         for name, (least, wanted) in _RANGES.items():
             value = getattr(self, name)
             if not least <= value < math.inf:
-                raise InvalidInputError(f"{_key(name)} must be {wanted}, got {value}.")
+                raise InvalidInputError(
+                    f"{key_of(name)} must be {wanted}, got {value}."
+                )
         self._check_pieces()
         known = tuple(precision.value for precision in Precision)
         for named in self.precisions:
-            _check_choice("precisions", named, known)
+            check_choice("precisions", named, known)
         _ = self.sampling  # Its own checks name what is wrong.
-        remote = [_key(name) for name in _OF_GRPC if getattr(self, name)]
+        remote = [key_of(name) for name in _OF_GRPC if getattr(self, name)]
         if self.edge == "in-process" and remote:
             raise InvalidInputError(
                 f"{', '.join(remote)} is of no use with edge='in-process': choose "
@@ -189,7 +175,7 @@ class EdgePromptRequest:
                     "A private text is never sent to a node: it has its own, by "
                     "EdgePromptTask(prompts=...)."
                 )
-            _check_choice("levels", level, ("public", "group"))
+            check_choice("levels", level, ("public", "group"))
         if list(self.levels) != sorted(self.levels, reverse=True):
             raise InvalidInputError(
                 f"levels must be public before group, got {list(self.levels)}: the KV "
@@ -211,79 +197,3 @@ class EdgePromptRequest:
     def fetched_in(self) -> tuple[Precision, ...]:
         """What blocks may be fetched in."""
         return tuple(Precision(named) for named in self.precisions)
-
-    def to_config(self) -> dict[str, _Value]:
-        """Return the values of a ``ConfigRecord``, those at their default left out."""
-        found: dict[str, _Value] = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if entry.default is MISSING or value != entry.default:
-                found[_key(entry.name)] = (
-                    list(value) if isinstance(value, tuple) else value
-                )
-        return found
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> EdgePromptRequest:
-        """Read a ``ConfigRecord``.
-
-        Parameters
-        ----------
-        config : Mapping[str, Any]
-            What :meth:`to_config` returns.
-
-        Raises
-        ------
-        InvalidInputError
-            If a key is unknown or lacking, or a value has the wrong type or is out of
-            range.
-        """
-        names = {_key(entry.name): entry.name for entry in fields(cls)}
-        for key in config:
-            if key not in names:
-                close = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
-                meant = " or ".join(map(repr, close)) or f"one of {sorted(names)}"
-                raise InvalidInputError(
-                    f"An EdgePrompt evaluation has no config key {key!r}: did you mean "
-                    f"{meant}?"
-                )
-        for entry in fields(cls):
-            if entry.default is MISSING and _key(entry.name) not in config:
-                raise InvalidInputError(
-                    f"An EdgePrompt evaluation needs the config key "
-                    f"{_key(entry.name)!r}."
-                )
-        values: dict[str, Any] = {
-            names[key]: tuple(value) if isinstance(value, list) else value
-            for key, value in config.items()
-        }
-        return cls(**values)
-
-
-def _key(name: str) -> str:
-    """Return a field's config key."""
-    return name.replace("_", "-")
-
-
-def _check_kind(name: str, annotation: str, value: object) -> None:
-    """Raise unless a value is of its field's type."""
-    if annotation.startswith("tuple"):
-        fits = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
-        annotation = "list of str"
-    else:
-        fits = type(value) in _KINDS[annotation]
-    if not fits:
-        secret = name in ("token", "root_certificate")
-        raise InvalidInputError(
-            f"{_key(name)} must be {annotation}, got {type(value).__name__}: "
-            f"{'...' if secret else f'{value!r:.200}'}."
-        )
-
-
-def _check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise unless a value is one of those known."""
-    if value not in known:
-        choices = " or ".join(map(repr, known))
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InvalidInputError(f"{key} must be {choices}, got {value!r}.{hint}")

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from flower_ext.edgeprompt.completion import Completion
 from flower_ext.edgeprompt.precision import Precision
 from flower_ext.errors import InvalidInputError
 from flower_ext.speculative.latency import LatencyHistogram
+from flower_ext.speculative.records import TotalsRecord, perplexity, ratio
 
 __all__ = ["EdgePromptTotals"]
-
-_MetricValue = int | float | list[int] | list[float]
 
 _NO_LATENCIES = LatencyHistogram()
 
 # Largest, not summed, when totals are added.
-_LARGEST = ("largest_error",)
+_LARGEST = frozenset({"largest_error"})
 
 _PARTS_OF = (
     ("first_token_seconds", "seconds"),
@@ -38,7 +35,7 @@ _SOURCES = (
 
 
 @dataclass(frozen=True)
-class EdgePromptTotals:
+class EdgePromptTotals(TotalsRecord):
     """The sums over some generated texts.
 
     In a ``MetricRecord`` every field has its name with hyphens. There is no text in it,
@@ -74,6 +71,9 @@ blocks_fetched_int8, blocks_fetched_int4 : int
     first_token_histogram : LatencyHistogram
         Seconds to the first token, per prompt.
     """
+
+    parts_of: ClassVar[tuple[tuple[str, str], ...]] = _PARTS_OF
+    largest: ClassVar[frozenset[str]] = _LARGEST
 
     num_prompts: int = 0
     num_tokens: int = 0
@@ -131,65 +131,9 @@ blocks_fetched_int8, blocks_fetched_int4 : int
             **scores,
         )
 
-    def __add__(self, other: EdgePromptTotals) -> EdgePromptTotals:
-        """Return the totals of both."""
-        found = {}
-        for entry in fields(self):
-            own, others = getattr(self, entry.name), getattr(other, entry.name)
-            largest = entry.name in _LARGEST
-            found[entry.name] = max(own, others) if largest else own + others
-        return EdgePromptTotals(**found)
-
-    def to_metrics(self) -> dict[str, _MetricValue]:
-        """Return the values of a ``MetricRecord``."""
-        found: dict[str, _MetricValue] = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, LatencyHistogram):
-                value = list(value.counts)
-            found[_key(entry.name)] = value
-        return found
-
-    @classmethod
-    def from_metrics(cls, metrics: Mapping[str, Any]) -> EdgePromptTotals:
-        """Read a ``MetricRecord``; keys beyond those of :meth:`to_metrics` are ignored.
-
-        Raises
-        ------
-        InvalidInputError
-            If a key is lacking, or a value is out of range or contradicts another.
-        """
-        values: dict[str, Any] = {}
-        for entry in fields(cls):
-            key = _key(entry.name)
-            if key not in metrics:
-                raise InvalidInputError(f"The metric {key!r} is lacking.")
-            value = metrics[key]
-            if entry.type == "LatencyHistogram":
-                if not isinstance(value, list):
-                    raise InvalidInputError(f"{key} must be a list, got {value!r}.")
-                values[entry.name] = LatencyHistogram(tuple(value))
-                continue
-            kinds = (int,) if entry.type == "int" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds):
-                raise InvalidInputError(f"{key} must be {entry.type}, got {value!r}.")
-            values[entry.name] = value
-            if entry.name.endswith("log_likelihood"):
-                value = -value
-            if not 0 <= value < math.inf:
-                raise InvalidInputError(f"{key} is out of range: {metrics[key]}.")
-        totals = cls(**values)
-        totals._check()
-        return totals
-
     def _check(self) -> None:
         """Raise if numbers contradict one another."""
-        for part, whole in _PARTS_OF:
-            if getattr(self, part) > getattr(self, whole):
-                raise InvalidInputError(
-                    f"{_key(part)} is {getattr(self, part)}, more than {_key(whole)}, "
-                    f"{getattr(self, whole)}."
-                )
+        super()._check()
         found = sum(getattr(self, name) for name in _SOURCES)
         if found != self.blocks:
             raise InvalidInputError(
@@ -224,41 +168,23 @@ blocks_fetched_int8, blocks_fetched_int4 : int
             from.
         """
         first = self.first_token_histogram
-        spliced = _perplexity(self.log_likelihood, self.scored_tokens)
-        whole = _perplexity(self.whole_log_likelihood, self.scored_tokens)
+        spliced = perplexity(self.log_likelihood, self.scored_tokens)
+        whole = perplexity(self.whole_log_likelihood, self.scored_tokens)
         return {
-            "tokens-per-second": _ratio(self.num_tokens, self.seconds),
-            "later-tokens-per-second": _ratio(
+            "tokens-per-second": ratio(self.num_tokens, self.seconds),
+            "later-tokens-per-second": ratio(
                 self.num_tokens - self.num_prompts,
                 self.seconds - self.first_token_seconds,
             ),
-            "time-to-first-token": _ratio(self.first_token_seconds, self.num_prompts),
+            "time-to-first-token": ratio(self.first_token_seconds, self.num_prompts),
             "time-to-first-token-p50": first.quantile(0.5),
             "time-to-first-token-p95": first.quantile(0.95),
-            "cache-hit-rate": _ratio(
+            "cache-hit-rate": ratio(
                 self.blocks_in_store, self.blocks - self.blocks_in_memory
             ),
-            "bytes-fetched-per-prompt": _ratio(self.bytes_fetched, self.num_prompts),
-            "greedy-agreement": _ratio(self.agreeing_tokens, self.compared_tokens),
+            "bytes-fetched-per-prompt": ratio(self.bytes_fetched, self.num_prompts),
+            "greedy-agreement": ratio(self.agreeing_tokens, self.compared_tokens),
             "perplexity": spliced,
             "whole-perplexity": whole,
             "perplexity-difference": spliced - whole,
         }
-
-
-def _key(name: str) -> str:
-    """Return a field's metric key."""
-    return name.replace("_", "-")
-
-
-def _ratio(part: float, whole: float) -> float:
-    """Return part of whole; nan of nothing."""
-    return part / whole if whole else math.nan
-
-
-def _perplexity(log_likelihood: float, tokens: int) -> float:
-    """Return exp(−mean log-likelihood); inf where a float cannot hold it."""
-    if not tokens:
-        return math.nan
-    mean = -log_likelihood / tokens
-    return math.exp(mean) if mean < 700 else math.inf

@@ -6,10 +6,8 @@ it back. This module fixes the keys of that exchange and knows nothing of Flower
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 from flower_ext.errors import InvalidInputError
 from flower_ext.speculative.draft_length import (
@@ -18,6 +16,12 @@ from flower_ext.speculative.draft_length import (
     as_draft_length,
 )
 from flower_ext.speculative.protocols import VerificationProtocol, protocol_named
+from flower_ext.speculative.records import (
+    RequestRecord,
+    check_choice,
+    check_kind,
+    key_of,
+)
 from flower_ext.speculative.sampling import Sampling
 
 __all__ = ["DRAFTER_WEIGHTS", "DSSD_KEY", "EDGES", "DSSDRequest"]
@@ -30,31 +34,9 @@ DRAFTER_WEIGHTS = ("message", "node")
 
 ADAPTIVE = "adaptive"
 
-_ConfigValue = (
-    int
-    | float
-    | str
-    | bytes
-    | bool
-    | list[int]
-    | list[float]
-    | list[str]
-    | list[bytes]
-    | list[bool]
-)
-
-# What a value must be; an int does for a float, a bool for no number.
-_KINDS: dict[str, type] = {
-    "int": int,
-    "float": float,
-    "str": str,
-    "bytes": bytes,
-    "bool": bool,
-}
-
 
 @dataclass(frozen=True)
-class DSSDRequest:
+class DSSDRequest(RequestRecord):
     """One node's part of a DSSD evaluation.
 
     In a ``ConfigRecord`` every field has its name with hyphens; those that have their
@@ -120,6 +102,8 @@ class DSSDRequest:
     True
     """
 
+    about: ClassVar[str] = "A DSSD evaluation"
+
     edge: str
     drafter_weights: str
     seed: int = 0
@@ -147,14 +131,15 @@ class DSSDRequest:
     def __post_init__(self) -> None:
         """Check every field."""
         for entry in fields(self):
-            _check_kind(entry.name, str(entry.type), getattr(self, entry.name))
-        _check_choice("edge", self.edge, EDGES)
-        _check_choice("drafter-weights", self.drafter_weights, DRAFTER_WEIGHTS)
-        _check_choice("if-edge-is-lost", self.if_edge_is_lost, ("raise", "draft"))
+            check_kind(entry.name, str(entry.type), getattr(self, entry.name))
+        check_choice("edge", self.edge, EDGES)
+        check_choice("drafter-weights", self.drafter_weights, DRAFTER_WEIGHTS)
+        check_choice("if-edge-is-lost", self.if_edge_is_lost, ("raise", "draft"))
         for name, least in (("seed", 0), ("server_round", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
                 raise InvalidInputError(
-                    f"{_key(name)} must be at least {least}, got {getattr(self, name)}."
+                    f"{key_of(name)} must be at least {least}, "
+                    f"got {getattr(self, name)}."
                 )
         if not 0 < self.timeout < float("inf"):
             raise InvalidInputError(
@@ -167,7 +152,7 @@ class DSSDRequest:
         # Their own checks name what is wrong.
         _ = self.sampling, self.verification, self.drafting
         remote = [
-            _key(name)
+            key_of(name)
             for name in ("address", "token", "root_certificate", "plaintext")
             if getattr(self, name)
         ]
@@ -209,80 +194,5 @@ class DSSDRequest:
         """How many tokens are drafted; a new object each time."""
         if isinstance(self.draft_length, int):
             return as_draft_length(self.draft_length)
-        _check_choice("draft-length", self.draft_length, (ADAPTIVE,))
+        check_choice("draft-length", self.draft_length, (ADAPTIVE,))
         return Adaptive()
-
-    def to_config(self) -> dict[str, _ConfigValue]:
-        """Return the values of a ``ConfigRecord``, those at their default left out."""
-        found: dict[str, _ConfigValue] = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if entry.default is MISSING or value != entry.default:
-                found[_key(entry.name)] = (
-                    list(value) if isinstance(value, tuple) else value
-                )
-        return found
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> DSSDRequest:
-        """Read a ``ConfigRecord``.
-
-        Parameters
-        ----------
-        config : Mapping[str, Any]
-            What :meth:`to_config` returns.
-
-        Raises
-        ------
-        InvalidInputError
-            If a key is unknown or lacking, or a value has the wrong type or is out of
-            range.
-        """
-        names = {_key(entry.name): entry.name for entry in fields(cls)}
-        for key in config:
-            if key not in names:
-                close = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
-                meant = " or ".join(map(repr, close)) or f"one of {sorted(names)}"
-                raise InvalidInputError(
-                    f"A DSSD evaluation has no config key {key!r}: did you mean "
-                    f"{meant}?"
-                )
-        for key in ("edge", "drafter-weights"):
-            if key not in config:
-                raise InvalidInputError(
-                    f"A DSSD evaluation needs the config key {key!r}."
-                )
-        values: dict[str, Any] = {
-            names[key]: tuple(value) if isinstance(value, list) else value
-            for key, value in config.items()
-        }
-        return cls(**values)
-
-
-def _key(name: str) -> str:
-    """Return a field's config key."""
-    return name.replace("_", "-")
-
-
-def _check_kind(name: str, annotation: str, value: object) -> None:
-    """Raise unless a value is of its field's type."""
-    if annotation.startswith("tuple"):
-        fits = isinstance(value, tuple) and all(isinstance(v, str) for v in value)
-        annotation = "list of str"
-    else:
-        kinds = [_KINDS[part] for part in annotation.split(" | ")]
-        if float in kinds:
-            kinds.append(int)
-        fits = type(value) in kinds
-    if not fits:
-        raise InvalidInputError(
-            f"{_key(name)} must be {annotation}, got {type(value).__name__}: "
-            f"{'...' if name in ('token', 'root_certificate') else repr(value)}."
-        )
-
-
-def _check_choice(key: str, value: object, known: tuple[str, ...]) -> None:
-    """Raise unless a value is one of those known."""
-    if value not in known:
-        choices = " or ".join(map(repr, known))
-        raise InvalidInputError(f"{key} must be {choices}, got {value!r}.")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from flower_ext.errors import InvalidInputError
 from flower_ext.speculative.generation import Generation
 from flower_ext.speculative.latency import LatencyHistogram
+from flower_ext.speculative.records import TotalsRecord, key_of, perplexity, ratio
 
 __all__ = ["DSSDTotals"]
-
-_MetricValue = int | float | list[int] | list[float]
 
 _NO_LATENCIES = LatencyHistogram()
 
@@ -29,7 +26,7 @@ _PARTS_OF = (
 
 
 @dataclass(frozen=True)
-class DSSDTotals:
+class DSSDTotals(TotalsRecord):
     """The sums over some generated texts.
 
     In a ``MetricRecord`` every field has its name with hyphens.
@@ -62,6 +59,8 @@ fallback_tokens, reconnections : int
     token_latency_histogram : LatencyHistogram
         Seconds per token; every token counts, with the mean of its text.
     """
+
+    parts_of: ClassVar[tuple[tuple[str, str], ...]] = _PARTS_OF
 
     num_prompts: int = 0
     num_tokens: int = 0
@@ -116,73 +115,17 @@ fallback_tokens, reconnections : int
             **scores,
         )
 
-    def __add__(self, other: DSSDTotals) -> DSSDTotals:
-        """Return the totals of both."""
-        return DSSDTotals(
-            **{
-                entry.name: getattr(self, entry.name) + getattr(other, entry.name)
-                for entry in fields(self)
-            }
-        )
-
-    def to_metrics(self) -> dict[str, _MetricValue]:
-        """Return the values of a ``MetricRecord``."""
-        found: dict[str, _MetricValue] = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, LatencyHistogram):
-                value = list(value.counts)
-            found[_key(entry.name)] = value
-        return found
-
-    @classmethod
-    def from_metrics(cls, metrics: Mapping[str, Any]) -> DSSDTotals:
-        """Read a ``MetricRecord``; keys beyond those of :meth:`to_metrics` are ignored.
-
-        Raises
-        ------
-        InvalidInputError
-            If a key is lacking, or a value is out of range or contradicts another.
-        """
-        values: dict[str, Any] = {}
-        for entry in fields(cls):
-            key = _key(entry.name)
-            if key not in metrics:
-                raise InvalidInputError(f"The metric {key!r} is lacking.")
-            value = metrics[key]
-            if entry.type == "LatencyHistogram":
-                if not isinstance(value, list):
-                    raise InvalidInputError(f"{key} must be a list, got {value!r}.")
-                values[entry.name] = LatencyHistogram(tuple(value))
-                continue
-            kinds = (int,) if entry.type == "int" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds):
-                raise InvalidInputError(f"{key} must be {entry.type}, got {value!r}.")
-            values[entry.name] = value
-            if entry.name == "log_likelihood":
-                value = -value
-            if not 0 <= value < math.inf:
-                raise InvalidInputError(f"{key} is out of range: {metrics[key]}.")
-        totals = cls(**values)
-        totals._check()
-        return totals
-
     def _check(self) -> None:
         """Raise if numbers contradict one another."""
-        for part, whole in _PARTS_OF:
-            if getattr(self, part) > getattr(self, whole):
-                raise InvalidInputError(
-                    f"{_key(part)} is {getattr(self, part)}, more than {_key(whole)}, "
-                    f"{getattr(self, whole)}."
-                )
+        super()._check()
         for name, histogram in (
             ("num_prompts", self.latency_histogram),
             ("num_tokens", self.token_latency_histogram),
         ):
             if histogram.total != getattr(self, name):
                 raise InvalidInputError(
-                    f"A histogram counts {histogram.total} latencies, but {_key(name)} "
-                    f"is {getattr(self, name)}."
+                    f"A histogram counts {histogram.total} latencies, but "
+                    f"{key_of(name)} is {getattr(self, name)}."
                 )
 
     def rates(self) -> dict[str, float]:
@@ -199,33 +142,15 @@ fallback_tokens, reconnections : int
         tokens = self.num_tokens
         per_prompt, per_token = self.latency_histogram, self.token_latency_histogram
         return {
-            "tokens-per-second": _ratio(tokens, self.seconds),
-            "acceptance-rate": _ratio(self.accepted, self.examined),
-            "tokens-per-round": _ratio(tokens - self.fallback_tokens, self.rounds),
-            "uplink-bytes-per-token": _ratio(self.uplink_bytes, tokens),
-            "downlink-bytes-per-token": _ratio(self.downlink_bytes, tokens),
+            "tokens-per-second": ratio(tokens, self.seconds),
+            "acceptance-rate": ratio(self.accepted, self.examined),
+            "tokens-per-round": ratio(tokens - self.fallback_tokens, self.rounds),
+            "uplink-bytes-per-token": ratio(self.uplink_bytes, tokens),
+            "downlink-bytes-per-token": ratio(self.downlink_bytes, tokens),
             "latency-p50": per_prompt.quantile(0.5),
             "latency-p95": per_prompt.quantile(0.95),
             "token-latency-p50": per_token.quantile(0.5),
             "token-latency-p95": per_token.quantile(0.95),
-            "perplexity": _perplexity(self.log_likelihood, self.scored_tokens),
-            "greedy-agreement": _ratio(self.agreeing_tokens, self.compared_tokens),
+            "perplexity": perplexity(self.log_likelihood, self.scored_tokens),
+            "greedy-agreement": ratio(self.agreeing_tokens, self.compared_tokens),
         }
-
-
-def _key(name: str) -> str:
-    """Return a field's metric key."""
-    return name.replace("_", "-")
-
-
-def _ratio(part: float, whole: float) -> float:
-    """Return part of whole; nan of nothing."""
-    return part / whole if whole else math.nan
-
-
-def _perplexity(log_likelihood: float, tokens: int) -> float:
-    """Return exp(−mean log-likelihood); inf where a float cannot hold it."""
-    if not tokens:
-        return math.nan
-    mean = -log_likelihood / tokens
-    return math.exp(mean) if mean < 700 else math.inf
