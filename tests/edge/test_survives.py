@@ -38,8 +38,10 @@ def test_two_hundred_cuts(
     reconnections = generations = 0
     with CuttingProxy(server.address, seed=0) as proxy:
         edge = connect(proxy.address, timeout=10)
-        proxy.cuts_left = CUTS
-        while proxy.cuts < CUTS:
+        proxy.cuts_left = 10 * CUTS
+        # Some cuts hit a device that is still saying hello: no reconnection.
+        while proxy.cuts < CUTS or reconnections < CUTS // 2:
+            assert generations < CUTS
             protocol = ("dssd", "dssd-candidates", "dsd")[generations % 3]
             options = {"protocol": protocol, "drafting_ahead": generations % 2 == 1}
             prompt = prompts[generations % len(prompts)]
@@ -52,7 +54,6 @@ def test_two_hundred_cuts(
         edge.close()
 
     assert generations >= 3
-    assert reconnections >= CUTS // 2  # Others were cut while they said hello.
 
 
 def test_the_edge_is_restarted_while_a_text_is_generated(
