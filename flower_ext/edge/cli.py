@@ -1,13 +1,11 @@
-"""The command line ``flower-ext``."""
+"""The command ``flower-ext edge``."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import signal
-import sys
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -22,50 +20,18 @@ from flower_ext.edge.tls import server_credentials
 from flower_ext.edge.tokens import load_tokens
 from flower_ext.edgeprompt.service import SegmentService
 from flower_ext.edgeprompt.store import KVStore
-from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.errors import InvalidInputError
 from flower_ext.models import DEFAULT, load_model, tokenizer_fingerprint
 
-__all__ = ["main"]
+__all__ = ["add_arguments", "run"]
 
 _SEGMENT_MEMORY = 256 * 2**20
 _SEGMENT_DISK = 4 * 2**30
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Parameters
-    ----------
-    arguments : Sequence[str] | None (default: None)
-        Those after the program's name; None: the process's own.
-
-    Returns
-    -------
-    int
-        The exit status: 0, or 1 after an error that has been printed.
-    """
-    options = _parser().parse_args(arguments)
-    try:
-        status: int = options.run(options)
-    except FlowerExtError as error:
-        print(f"flower-ext {options.command}: {error}", file=sys.stderr)
-        return 1
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="flower-ext", description="Device-edge inference for Flower federations."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add_edge(commands.add_parser("edge", help="serve a target to drafting devices"))
-    return parser
-
-
-def _add_edge(edge: argparse.ArgumentParser) -> None:
-    """Add what the edge's command takes."""
-    edge.set_defaults(run=_serve)
-    add = edge.add_argument
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    add = parser.add_argument
     add("--model", default=DEFAULT, help="folder, Hugging Face id or 'default'")
     add(
         "--dtype",
@@ -117,7 +83,7 @@ def _add_edge(edge: argparse.ArgumentParser) -> None:
     add("--metrics-port", type=int, help="serve Prometheus counters at this port")
 
 
-def _serve(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     tokens = None if options.token_file is None else load_tokens(options.token_file)
     # Told before the model is loaded, which takes long.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from flower_ext.cli import main
 from flower_ext.edge import load_tokens
-from flower_ext.edge.cli import main
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import ModelPair
 from flower_ext.speculative import Generation

@@ -19,9 +19,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from flower_ext.cli import main
 from flower_ext.edge import EdgeServer, RemoteSegments, segment_fetch
 from flower_ext.edge import edge_pb2 as pb
-from flower_ext.edge.cli import main
 from flower_ext.edgeprompt.blocks import SharedPrefix
 from flower_ext.edgeprompt.errors import PrivateSegmentError, SourceError
 from flower_ext.edgeprompt.hierarchy import Level, PromptHierarchy, Segment
