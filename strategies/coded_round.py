@@ -17,6 +17,7 @@ from flower_ext.errors import InvalidInputError
 from flower_ext.strategies.arrivals import Arrival, Sent
 from flower_ext.strategies.replies import CodedReply, accept_reply, content_bytes
 from flower_ext.strategies.staged_grid import LateReply, StagedGrid
+from flower_ext.strategies.timeline import Fate, RoundTimeline, TimelineRecorder
 
 __all__ = ["CodedRound", "Measured", "RoundReplies"]
 
@@ -71,6 +72,7 @@ class CodedRound:
     bytes_down: int = 0
     outcome: Outcome | None = None
     measured: Measured = field(default_factory=dict)
+    recorder: TimelineRecorder = field(default_factory=TimelineRecorder)
     _examples: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     def run(self, grid: StagedGrid, timeout: float) -> RoundReplies:
@@ -90,6 +92,7 @@ class CodedRound:
         """
         start, plan = grid.now, self.plan
         grid.gone()  # before the plan was made
+        self.recorder.begin(start)
         limit = math.inf if grid.virtual else timeout
         messages: list[Message] = []
         self._push(grid, plan.start(), 0.0)
@@ -140,6 +143,7 @@ class CodedRound:
             return
         size = sum(len(array.data) for array in self.arrays.values())
         while dispatches:
+            self.recorder.sent(dispatches, grid.place, at)
             asked = [(d, self._assignment(d, grid.virtual)) for d in dispatches]
             ttl = grid.ttl(self.plan.deadline)
             messages = [
@@ -158,6 +162,8 @@ class CodedRound:
             lost = [d for d, s in zip(dispatches, sent, strict=True) if s is None]
             self.bytes_down += (len(sent) - len(lost)) * size
             self.failed += len(lost)
+            for dispatch in lost:
+                self.recorder.answered(dispatch.key, at, "failed")
             dispatches = [n for d in lost for n in self.plan.failure(d.key, at)]
 
     def _assignment(self, dispatch: Dispatch, virtual: bool) -> Assignment:
@@ -200,6 +206,8 @@ class CodedRound:
             return
         reply = self._accepted(sent, message, sent.assignment)
         if reply is None:
+            fate: Fate = "failed" if message.has_error() else "rejected"
+            self.recorder.answered(dispatch.key, at, fate)
             self._push(grid, self.plan.failure(dispatch.key, at), at)
             return
         self.replies[dispatch.key] = reply
@@ -207,7 +215,11 @@ class CodedRound:
         compute_seconds = sum(reply[1].compute_seconds)
         took = arrival.at - sent.at - compute_seconds
         self.overheads[dispatch.key] = max(took, 0.0)
-        self._push(grid, self.plan.reply(dispatch.key, at, compute_seconds), at)
+        self.recorder.answered(dispatch.key, at)
+        wanted = self.plan.reply(dispatch.key, at, compute_seconds)
+        if self.plan.decodable:
+            self.recorder.decoded(at)
+        self._push(grid, wanted, at)
 
     def _freed(self, grid: StagedGrid, sent: Sent, at: float) -> list[Dispatch]:
         """Offer a node to the plan that has answered something else."""
@@ -269,6 +281,14 @@ class CodedRound:
                 )
         for partition, examples in reported.items():
             self._examples.setdefault(partition, (examples, node_id))
+
+    def timeline(self, skipped: bool) -> RoundTimeline:
+        """Return the round, which is over, as it went."""
+        plan, outcome = self.plan, self.outcome
+        assert outcome is not None  # set when the round ended
+        return self.recorder.timeline(
+            plan.server_round, plan.stage_two_at, self.elapsed, outcome, skipped
+        )
 
     def log_summary(self, coverage: float) -> None:
         """Log how the round went, in one line."""

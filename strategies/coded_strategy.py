@@ -33,6 +33,7 @@ from flower_ext.strategies.coded_round import CodedRound, Measured, RoundReplies
 from flower_ext.strategies.energy import EnergySpent
 from flower_ext.strategies.replies import accept_evaluation
 from flower_ext.strategies.staged_grid import StagedGrid, StagedTask
+from flower_ext.strategies.timeline import RoundTimeline, mark_late
 
 __all__ = ["CodedStrategy"]
 
@@ -120,6 +121,7 @@ class CodedStrategy(FedAvg):
         self.seed = seed
         self.history = CompletionHistory()
         self.round_metrics: dict[int, MetricRecord] = {}
+        self.timelines: dict[int, RoundTimeline] = {}
         self._examples: dict[int, float] = {}
         self._told_replication = ""
 
@@ -215,6 +217,7 @@ class CodedStrategy(FedAvg):
         )
         self.history.begin_run()
         self.round_metrics.clear()
+        self.timelines.clear()
         try:
             result = super().start(
                 staged,
@@ -367,6 +370,8 @@ class CodedStrategy(FedAvg):
             metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         record = self._measured(done, coverage, skipped)
         self.round_metrics[server_round] = record
+        self.timelines[server_round] = done.timeline(skipped)
+        mark_late(self.timelines, done.late)
         for name, value in record.items():
             metrics[REPLY_PREFIX + name] = value
         done.replies.clear()

@@ -56,11 +56,18 @@ _EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 
 class LateReply(NamedTuple):
-    """A usable reply to an assignment whose round was over."""
+    """A usable reply to an assignment whose round was over.
+
+    Its dispatch is known by `server_round` and `key`; it arrived `at`, by the run's
+    clock.
+    """
 
     node_id: int
     partitions: int
     overhead: float
+    server_round: int
+    key: int
+    at: float
 
 
 class StagedTask(list[Message]):
@@ -490,7 +497,7 @@ class StagedGrid(Grid):
     def note_late(self, arrival: Arrival) -> None:
         """Enter the reply to an assignment whose round is over into the history."""
         sent, message = arrival.sent, arrival.message
-        if sent.assignment is None:
+        if sent.assignment is None or sent.dispatch is None:
             return
         if message.has_error():
             log(
@@ -517,6 +524,9 @@ class StagedGrid(Grid):
                     sent.node_id,
                     len(sent.assignment.partitions),
                     max(arrival.at - sent.at - compute_seconds, 0.0),
+                    sent.server_round,
+                    sent.dispatch.key,
+                    arrival.at,
                 )
             )
         except InvalidInputError as error:
