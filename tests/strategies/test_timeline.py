@@ -1,0 +1,114 @@
+"""What a coded round's time line says of every dispatch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from flwr.app import Message
+
+from flower_ext.clients import CodedClientApp, SpeedProfile, straggler_mod
+from flower_ext.errors import InvalidInputError
+from flower_ext.strategies import CodedFedAvg, TwoStageCoded
+from flower_ext.strategies.timeline import RoundTimeline
+
+if TYPE_CHECKING:
+    from tests.strategies.conftest import Answer, Federation
+
+
+def test_replies_stand_where_they_arrived_and_the_straggler_is_unfinished(
+    federation: type[Federation], coded_client: Callable[..., CodedClientApp]
+) -> None:
+    seconds = (1.0, 1.1, 1.2, 1.3, 1.4, 50.0)
+    app = coded_client(mods=[straggler_mod(SpeedProfile(seconds))])
+    strategy = TwoStageCoded(clock="virtual", fraction_evaluate=0.0)
+    federation(6, app).run(strategy, num_rounds=3)
+
+    assert list(strategy.timelines) == [1, 2, 3]
+    for server_round, line in strategy.timelines.items():
+        assert line.server_round == server_round
+        metrics = strategy.round_metrics[server_round]
+        assert line.end == line.decoded_at == metrics["elapsed-seconds"]
+        fates = [d.fate for d in line.dispatches]
+        assert fates.count("used") == metrics["replies-used"]
+        for d in line.dispatches:
+            assert d.node_id == 100 + d.worker
+            if d.fate == "used":
+                took = len(d.partitions) * seconds[d.worker]
+                assert d.answered_at == pytest.approx(d.sent_at + took)
+    first = strategy.timelines[1]
+    straggler = next(d for d in first.dispatches if d.worker == 5)
+    assert (straggler.fate, straggler.answered_at) == ("unfinished", None)
+    assert first.stage_two_at is not None
+    second = [d for d in first.dispatches if d.stage == 2]
+    assert second
+    assert all(d.sent_at >= first.stage_two_at for d in second)
+    assert any(5 in d.partitions for d in second)
+
+
+def test_every_fate_is_told_apart(
+    federation: type[Federation], error_reply: Callable[..., Message]
+) -> None:
+    def behave(index: int, message: Message, reply: Message) -> Answer:
+        if index == 1:
+            return error_reply(message, 2)
+        if index == 2:
+            del reply.content[next(iter(reply.content.array_records))]
+        if index == 3:
+            return None
+        first = message.content["config"]["server-round"] == 1
+        if index == 5:
+            return reply, 0.3
+        return reply, 0.6 if index == 4 and first else 0.05
+
+    strategy = CodedFedAvg(
+        code="uncoded", fraction_evaluate=0.0, deadline=0.4, min_coverage=0.1
+    )
+    federation(6, behave=behave).run(strategy, num_rounds=4)
+
+    fates = {d.worker: d.fate for d in strategy.timelines[1].dispatches}
+    assert fates == {
+        0: "used",
+        1: "failed",
+        2: "rejected",
+        3: "unfinished",
+        4: "late",
+        5: "used",
+    }
+    line = strategy.timelines[1]
+    late = line.dispatches[4]
+    assert late.answered_at is not None
+    assert 0.6 <= late.answered_at < 2.0  # by the clock of its own round
+    assert line.decoded_at is None
+    assert line.end == pytest.approx(0.4, abs=0.2)
+
+
+def test_replies_to_a_skipped_round_are_not_used(federation: type[Federation]) -> None:
+    strategy = CodedFedAvg(
+        code="uncoded", fraction_evaluate=0.0, deadline=0.3, min_coverage=1.0
+    )
+    nodes = federation(3, behave=lambda i, msg, reply: reply if i else None)
+    nodes.run(strategy)
+
+    assert strategy.timelines[1].skipped
+    assert [d.fate for d in strategy.timelines[1].dispatches] == [
+        "unfinished",
+        "unused",
+        "unused",
+    ]
+
+
+def test_it_survives_json(federation: type[Federation]) -> None:
+    strategy = TwoStageCoded(fraction_evaluate=0.0)
+    federation(3).run(strategy, num_rounds=2)
+
+    for line in strategy.timelines.values():
+        found = json.loads(json.dumps(line.to_json()))
+        assert RoundTimeline.from_json(found) == line
+        with pytest.raises(InvalidInputError, match="decoded_at"):
+            RoundTimeline.from_json({k: v for k, v in found.items() if k != "end"})
+        found["dispatches"][0]["fate"] = "lost"
+        with pytest.raises(InvalidInputError, match="'lost'"):
+            RoundTimeline.from_json(found)
