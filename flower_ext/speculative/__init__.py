@@ -20,7 +20,12 @@ from flower_ext.speculative.errors import (
     UnknownSessionError,
     VerifierUnavailableError,
 )
-from flower_ext.speculative.generation import Generation
+from flower_ext.speculative.generation import (
+    DraftVerdict,
+    Generation,
+    TokenOrigin,
+    TracedToken,
+)
 from flower_ext.speculative.language_model import (
     LanguageModel,
     Row,
@@ -57,6 +62,7 @@ __all__ = [
     "Distribution",
     "Draft",
     "DraftLength",
+    "DraftVerdict",
     "Drafter",
     "Edge",
     "EdgeSession",
@@ -71,6 +77,8 @@ __all__ = [
     "Purpose",
     "Row",
     "Sampling",
+    "TokenOrigin",
+    "TracedToken",
     "Traffic",
     "TransformersModel",
     "UnknownSessionError",

@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-__all__ = ["FinishReason", "Generation"]
+__all__ = ["DraftVerdict", "FinishReason", "Generation", "TokenOrigin", "TracedToken"]
 
 FinishReason = Literal["length", "eos", "stop-string"]
+
+TokenOrigin = Literal["accepted", "rejected", "corrected", "bonus", "alone"]
+"""Where a token comes from.
+
+``"accepted"``: it was drafted, and the edge accepted it. ``"rejected"``: it was
+drafted, and is not in the text. ``"corrected"``: it replaces a rejected one.
+``"bonus"``: the target's own, after a draft that was accepted whole. ``"alone"``: the
+drafter's own, as the edge stayed away.
+"""
+
+
+class DraftVerdict(NamedTuple):
+    """A draft, and what became of it.
+
+    Parameters
+    ----------
+    drafted : tuple[int, ...]
+        The tokens that the verifier was sent.
+    accepted : int
+        How many of them it accepted.
+    token : int | None
+        What follows them: in place of the first rejected one, or after a draft that was
+        accepted whole; None: nothing.
+    """
+
+    drafted: tuple[int, ...]
+    accepted: int
+    token: int | None
+
+
+class TracedToken(NamedTuple):
+    """A token, and where it comes from."""
+
+    token: int
+    origin: TokenOrigin
 
 
 @dataclass(frozen=True)
@@ -52,6 +87,8 @@ class Generation:
         From the opening to the last token.
     reconnections : int
         How often the connection was lost and made again.
+    verdicts : tuple[DraftVerdict, ...] (default: ())
+        Every draft with its verdict, in order.
     """
 
     tokens: tuple[int, ...]
@@ -72,6 +109,30 @@ class Generation:
     transmission_seconds: float
     seconds: float
     reconnections: int
+    verdicts: tuple[DraftVerdict, ...] = ()
+
+    def trace(self) -> list[TracedToken]:
+        """Return all tokens of the text and, between them, those that were rejected.
+
+        Drafted tokens that follow a rejected one are left out, as the verifier never
+        came to them; so are those after the end of the text.
+        """
+        found: list[TracedToken] = []
+        left = len(self.tokens)
+        for drafted, accepted, token in self.verdicts:
+            taken = drafted[: min(accepted, left)]
+            found += [TracedToken(each, "accepted") for each in taken]
+            left -= len(taken)
+            if not left:
+                break
+            rejected = accepted < len(drafted)
+            if rejected:
+                found.append(TracedToken(drafted[accepted], "rejected"))
+            if token is not None:
+                found.append(TracedToken(token, "corrected" if rejected else "bonus"))
+                left -= 1
+        alone = self.tokens[len(self.tokens) - left :]
+        return found + [TracedToken(each, "alone") for each in alone]
 
     @property
     def acceptance_rate(self) -> float:

@@ -26,7 +26,7 @@ from flower_ext.speculative.draft_length import (
 from flower_ext.speculative.drafter import Drafter, Drafting
 from flower_ext.speculative.ending import Ending
 from flower_ext.speculative.errors import VerifierUnavailableError
-from flower_ext.speculative.generation import FinishReason, Generation
+from flower_ext.speculative.generation import DraftVerdict, FinishReason, Generation
 from flower_ext.speculative.messages import Ask, Draft, Opening, Verdict
 from flower_ext.speculative.protocols import (
     Chooser,
@@ -208,6 +208,7 @@ class _Device:
         self._finish: FinishReason | None = None
         self._tail: tuple[int, ...] = ()  # Confirmed, and unknown to the edge.
         self._rounds = 0
+        self._verdicts: list[DraftVerdict] = []
         self._drafted = self._examined = self._accepted = 0
         self._drafted_ahead = self._discarded = self._questions = 0
         self._fallback_tokens = 0
@@ -308,6 +309,8 @@ class _Device:
             self._tail = ()
         if token is not None:
             self._discarded += len(drafting.draft) - length
+        drafted = tuple(drafting.draft[:length])
+        self._verdicts.append(DraftVerdict(drafted, accepted, token))
         begin = len(drafting.tokens)
         drafting.confirm(accepted, token)
         self._drafted += length
@@ -391,6 +394,7 @@ class _Device:
             transmission_seconds=traffic.transmission_seconds,
             seconds=seconds,
             reconnections=traffic.reconnections,
+            verdicts=tuple(self._verdicts),
         )
 
 
