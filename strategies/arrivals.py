@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from flwr.app import Message
 from flower_ext.coding.assignment import Assignment
 from flower_ext.coding.plan import Dispatch
 from flower_ext.network.carrier import SharedCarrier
+from flower_ext.network.clocks import Clock
 from flower_ext.network.link import Link
-from flower_ext.strategies.poller import ReplyPoller
+from flower_ext.strategies.poller import Poller
 
 __all__ = [
     "Arrival",
@@ -55,7 +55,7 @@ class Sent:
     at : float
         When it was pushed, seconds on the run's clock.
     expires : float
-        When its TTL is over, seconds of ``time.monotonic()``.
+        When its TTL is over, seconds on the clock that replies really come by.
     dispatch : Dispatch, optional
         The plan's dispatch, for a train message.
     assignment : Assignment, optional
@@ -86,10 +86,19 @@ class Arrival(NamedTuple):
 
 
 class Arrivals(ABC):
-    """A clock, and the replies in the order in which they arrive by it."""
+    """The run's time, and the replies in the order in which they arrive by it.
 
-    def __init__(self, poller: ReplyPoller) -> None:
+    Parameters
+    ----------
+    poller : Poller
+        Where the replies really come from.
+    clock : Clock
+        What they really come by.
+    """
+
+    def __init__(self, poller: Poller, clock: Clock) -> None:
         self._poller = poller
+        self._clock = clock
         self._sent: dict[str, Sent] = {}
 
     def add(self, sent: list[Sent]) -> None:
@@ -108,7 +117,7 @@ class Arrivals(ABC):
 
     def expired(self) -> list[Sent]:
         """Return messages whose TTL is over, and expect their replies no more."""
-        now = time.monotonic()
+        now = self._clock.now()
         over = [s for s in self._sent.values() if s.expires < now]
         for sent in over:
             del self._sent[sent.message_id]
@@ -130,16 +139,16 @@ class Arrivals(ABC):
 
 
 class WallArrivals(Arrivals):
-    """Replies by the wall clock."""
+    """Replies as they come."""
 
-    def __init__(self, poller: ReplyPoller) -> None:
-        super().__init__(poller)
-        self._start = time.monotonic()
+    def __init__(self, poller: Poller, clock: Clock) -> None:
+        super().__init__(poller, clock)
+        self._start = clock.now()
 
     @property
     def now(self) -> float:
         """Seconds since the run began."""
-        return time.monotonic() - self._start
+        return self._clock.now() - self._start
 
     def next(self, until: float) -> Arrival | None:
         """Return the next reply, or None when it is `until` by the clock."""
@@ -152,8 +161,8 @@ class VirtualArrivals(Arrivals):
 
     Parameters
     ----------
-    poller : ReplyPoller
-        Where the replies really come from.
+    poller, clock
+        As in :class:`Arrivals`.
     duration : Callable[[Sent, Message], float]
         The simulated time that a reply reports, seconds.
     timeout : float
@@ -163,11 +172,12 @@ class VirtualArrivals(Arrivals):
 
     def __init__(
         self,
-        poller: ReplyPoller,
+        poller: Poller,
+        clock: Clock,
         duration: Callable[[Sent, Message], float],
         timeout: float,
     ) -> None:
-        super().__init__(poller)
+        super().__init__(poller, clock)
         self._duration = duration
         self._timeout = timeout
         self._now = 0.0
@@ -209,11 +219,11 @@ class VirtualArrivals(Arrivals):
 
     def _settle(self) -> None:
         """Wait, on the wall clock, until every pushed message is answered."""
-        end = time.monotonic() + self._timeout
+        end = self._clock.now() + self._timeout
         while self._sent.keys() - self._given_up:
-            found = self._pull(max(end - time.monotonic(), 0.0))
+            found = self._pull(max(end - self._clock.now(), 0.0))
             if found is None:
-                if time.monotonic() >= end:
+                if self._clock.now() >= end:
                     self._given_up = set(self._sent)
                 continue
             sent, message = found
@@ -240,7 +250,7 @@ class NetworkArrivals(VirtualArrivals):
 
     Parameters
     ----------
-    poller, duration, timeout
+    poller, clock, duration, timeout
         As in :class:`VirtualArrivals`; a reported upload time comes on top.
     transfer : Callable[[Sent, Message], Transfer or None]
         What a reply needs of the network; None for one that takes no time on it.
@@ -250,13 +260,14 @@ class NetworkArrivals(VirtualArrivals):
 
     def __init__(
         self,
-        poller: ReplyPoller,
+        poller: Poller,
+        clock: Clock,
         duration: Callable[[Sent, Message], float],
         timeout: float,
         transfer: Callable[[Sent, Message], Transfer | None],
         dedicated: bool,
     ) -> None:
-        super().__init__(poller, duration, timeout)
+        super().__init__(poller, clock, duration, timeout)
         self._transfer = transfer
         self._carrier = SharedCarrier(dedicated=dedicated)
         self._uploading: dict[int, Arrival] = {}

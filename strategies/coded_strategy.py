@@ -206,15 +206,7 @@ class CodedStrategy(FedAvg):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
         """Execute the strategy over a staged grid; parameters as in Flower."""
-        staged = StagedGrid(
-            grid,
-            virtual=self.clock == "virtual",
-            history=self.history,
-            num_partitions=self.num_partitions,
-            deadline=self.deadline,
-            timeout=timeout,
-            network=self.network,
-        )
+        staged = self._stage(grid, timeout)
         self.history.begin_run()
         self.round_metrics.clear()
         self.timelines.clear()
@@ -233,6 +225,19 @@ class CodedStrategy(FedAvg):
         if not result.arrays:  # no round counted: the model is the one it began with
             result.arrays = initial_arrays
         return result
+
+    def _stage(self, grid: Grid, timeout: float, **timing: Any) -> StagedGrid:
+        """Return the grid of a run; `timing` is its clock and its poller."""
+        return StagedGrid(
+            grid,
+            virtual=self.clock == "virtual",
+            history=self.history,
+            num_partitions=self.num_partitions,
+            deadline=self.deadline,
+            timeout=timeout,
+            network=self.network,
+            **timing,
+        )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -38,7 +38,7 @@ class Node:
     jobs : set[str]
         Ids of the messages that it has not answered.
     asked : float (default: 0.0)
-        When it was first asked what it holds, seconds of ``time.monotonic()``.
+        When it was first asked what it holds, seconds by the grid's clock.
     """
 
     node_id: int

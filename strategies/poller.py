@@ -12,17 +12,51 @@ import queue
 import threading
 import time
 from collections.abc import Iterable
+from typing import Protocol
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.superlink.grid import InMemoryGrid
 
-__all__ = ["ReplyPoller"]
+from flower_ext.network.clocks import Clock, WallClock
+
+__all__ = ["Poller", "ReplyPoller"]
 
 _FIRST_WAIT = 0.01  # seconds between the first two looks for a reply
 _GROWTH = 1.5
 _LONGEST_WAIT = 0.5  # per 32 messages out, so that polling stays cheap in large fleets
 _MOST_THREADS = 32
+
+
+class Poller(Protocol):
+    """Anything that looks for the replies to pushed messages."""
+
+    def add(self, message_ids: Iterable[str]) -> None:
+        """Start looking for the replies to these messages."""
+        ...
+
+    def drop(self, message_id: str) -> None:
+        """Stop looking for the reply to a message."""
+        ...
+
+    def get(self, timeout: float) -> tuple[str, Message] | None:
+        """Return the next reply and the id of the message it answers.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to wait at most; at least one look is made.
+
+        Returns
+        -------
+        tuple[str, Message] or None
+            None when the time is over.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop looking."""
+        ...
 
 
 class ReplyPoller:
@@ -36,11 +70,22 @@ class ReplyPoller:
     ----------
     grid : Grid
         The run's own grid.
+    clock : Clock, optional
+        What the calling thread waits by; by default the wall's. The other threads
+        always go by that one.
+    threads : bool, optional
+        Whether other threads look; by default where it is not Flower's simulation
+        engine.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(
+        self, grid: Grid, clock: Clock | None = None, threads: bool | None = None
+    ) -> None:
         self._grid = grid
-        self._in_process = isinstance(grid, InMemoryGrid)
+        self._clock = clock or WallClock()
+        if threads is None:
+            threads = not isinstance(grid, InMemoryGrid)
+        self._in_process = not threads
         self._outstanding: set[str] = set()
         self._replies: queue.SimpleQueue[tuple[str, Message] | Exception] = (
             queue.SimpleQueue()
@@ -105,7 +150,7 @@ class ReplyPoller:
             self._changed.notify_all()
 
     def _get_in_process(self, timeout: float) -> tuple[str, Message] | None:
-        end = time.monotonic() + timeout
+        end = self._clock.now() + timeout
         while True:
             if self._replies.empty() and self._outstanding:
                 for reply in self._grid.pull_messages(list(self._outstanding)):
@@ -117,10 +162,10 @@ class ReplyPoller:
                 found = self._replies.get()
                 assert isinstance(found, tuple)
                 return found
-            left = end - time.monotonic()
+            left = end - self._clock.now()
             if left <= 0:
                 return None
-            time.sleep(min(self._wait, left))
+            self._clock.sleep_until(self._clock.now() + min(self._wait, left))
             self._wait = min(self._wait * _GROWTH, 0.1 * _LONGEST_WAIT)
 
     def _look(self) -> None:

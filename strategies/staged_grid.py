@@ -9,21 +9,19 @@ deadline taken from history where Flower's own would wait an hour for a straggle
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from logging import INFO, WARNING
 from typing import NamedTuple
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Message
 from flwr.common.constant import ErrorCode
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore import log
-from flwr.supercore.run import Run
 
-from flower_ext.coding.assignment import HOLDINGS_KEY, Assignment
-from flower_ext.coding.plan import LEAST_DEADLINE, Dispatch
+from flower_ext.coding.assignment import Assignment
+from flower_ext.coding.plan import Dispatch
 from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.network.clocks import Clock, WallClock
 from flower_ext.network.edge_network import EdgeNetwork, EnergyLedger
 from flower_ext.scheduling.history import CompletionHistory
 from flower_ext.strategies.arrivals import (
@@ -35,23 +33,23 @@ from flower_ext.strategies.arrivals import (
     VirtualArrivals,
     WallArrivals,
 )
+from flower_ext.strategies.evaluation_exchange import EvaluationExchange
 from flower_ext.strategies.fleet import Fleet
-from flower_ext.strategies.poller import ReplyPoller
+from flower_ext.strategies.grid_wrapper import GridWrapper
+from flower_ext.strategies.poller import Poller, ReplyPoller
 from flower_ext.strategies.replies import content_bytes, summary_of
+from flower_ext.strategies.roll_call import RollCall
+from flower_ext.strategies.simulated_replies import (
+    simulated_seconds,
+    simulated_transfer,
+)
 
 __all__ = ["LateReply", "StagedGrid", "StagedTask"]
 
-_LIST_EVERY = 2.0  # wall seconds between two looks at who is listed
+_LIST_EVERY = 2.0  # seconds between two looks at who is listed
 # Nodes that stay silent this many times longer than the first are left out.
 _GRACE = 2.0
 _TTL = 3600.0  # seconds that a message lives where no deadline is known
-_ASK_AGAIN = 5.0  # seconds until a node that failed to say what it holds is asked again
-_APP_ERRORS = (
-    ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
-    ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
-    ErrorCode.MOD_FAILED_PRECONDITION,
-    ErrorCode.INVALID_FAB,
-)
 _EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 
@@ -84,7 +82,7 @@ class StagedTask(list[Message]):
         self.run = run
 
 
-class StagedGrid(Grid):
+class StagedGrid(GridWrapper):
     """The run's grid, with a memory of its nodes and a clock.
 
     Parameters
@@ -105,6 +103,11 @@ class StagedGrid(Grid):
         clock.
     network : EdgeNetwork, optional
         The simulated network, on a virtual clock.
+    clock : Clock, optional
+        What tells the time and lets it pass; by default the wall's.
+    poller : Poller, optional
+        Looks for replies, by the same clock; by default a
+        :class:`~flower_ext.strategies.poller.ReplyPoller`.
     """
 
     def __init__(
@@ -117,8 +120,11 @@ class StagedGrid(Grid):
         deadline: float | None,
         timeout: float,
         network: EdgeNetwork | None = None,
+        clock: Clock | None = None,
+        poller: Poller | None = None,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
+        self._clock = clock or WallClock()
         self.virtual = virtual
         self.history = history
         self.network = network
@@ -127,71 +133,32 @@ class StagedGrid(Grid):
         self._late: list[LateReply] = []
         self._first_answer: float | None = None
         self._settled_at = 0.0
-        self._num_partitions = num_partitions
-        self._deadline = deadline
         self._timeout = timeout
-        self._poller = ReplyPoller(grid)
-        self._arrivals = self._clock(virtual, timeout)
-        self._evaluations = CompletionHistory()
-        self._evaluation_round = 0
+        self._poller = poller or ReplyPoller(grid, self._clock)
+        self._arrivals = self._by_clock(virtual, timeout)
+        self._evaluations = EvaluationExchange(deadline)
+        self._roll_call = RollCall(self.fleet, num_partitions)
         self._gone: list[int] = []
-        self._listed_at = -_LIST_EVERY
-        self._refusals: dict[int, str] = {}
-        self._ask_again: dict[int, float] = {}  # node id, wall time
+        self._listed_at = -math.inf
 
-    def _clock(self, virtual: bool, timeout: float) -> Arrivals:
-        """Return the run's clock."""
+    def _by_clock(self, virtual: bool, timeout: float) -> Arrivals:
+        """Return what orders the replies."""
         if not virtual:
-            return WallArrivals(self._poller)
+            return WallArrivals(self._poller, self._clock)
         if self.network is None:
-            return VirtualArrivals(self._poller, _simulated_seconds, timeout)
+            return VirtualArrivals(
+                self._poller, self._clock, simulated_seconds, timeout
+            )
         return NetworkArrivals(
             self._poller,
-            _simulated_seconds,
+            self._clock,
+            simulated_seconds,
             timeout,
             transfer=self._transfer,
             dedicated=not self.network.shared,
         )
 
     # -- Flower's interface ---------------------------------------------------------
-
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Run information."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message (deprecated by Flower)."""
-        return self._grid.create_message(
-            content, message_type, dst_node_id, group_id, ttl
-        )
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Get node IDs."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """Get nodes."""
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages; their replies are then the caller's to pull."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull the replies to messages pushed by :meth:`push_messages`."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -213,63 +180,7 @@ class StagedGrid(Grid):
         limit = math.inf if timeout is None else timeout
         if isinstance(messages, StagedTask):
             return messages.run(self, limit)
-        return self._exchange(list(messages), limit)
-
-    def _exchange(self, messages: list[Message], timeout: float) -> list[Message]:
-        self._evaluation_round += 1
-        asked = self.push(messages, self._evaluation_round)
-        waiting = {s.message_id for s in asked if s}
-        start, count = self.now, len(waiting)
-        replies: list[Message] = []
-        deadline = self._evaluation_deadline([s.node_id for s in asked if s])
-        known = deadline < math.inf
-        while waiting:
-            # Under a virtual clock an evaluation takes no time.
-            end = start if self.virtual else start + min(deadline, timeout)
-            arrival = self.receive(end)
-            if arrival is None:
-                if self.virtual or self.now >= end:
-                    break
-                continue
-            if arrival.sent.message_id not in waiting:
-                self.note_late(arrival)
-                continue
-            at = self.now - start
-            waiting.discard(arrival.sent.message_id)
-            if arrival.message.has_error():
-                # Named here: of errors made by the SuperLink, the message has no node.
-                log(
-                    WARNING,
-                    "evaluate: node %d failed (code %d): %s",
-                    arrival.sent.node_id,
-                    arrival.message.error.code,
-                    arrival.message.error.reason,
-                )
-                continue
-            replies.append(arrival.message)
-            self._evaluations.completed(
-                arrival.sent.node_id, self._evaluation_round, 1, at, at
-            )
-            if not known:
-                patience = 3.0 if 2 * len(replies) >= count else 20.0
-                deadline = max(LEAST_DEADLINE, patience * at)
-        if waiting:
-            log(
-                WARNING,
-                "evaluate: %d of %d nodes did not answer within %.1f s",
-                len(waiting),
-                count,
-                self.now - start,
-            )
-        return replies
-
-    def _evaluation_deadline(self, node_ids: list[int]) -> float:
-        if self._deadline is not None:
-            return self._deadline
-        if not len(self._evaluations) or not node_ids:
-            return math.inf
-        seconds, _ = self._evaluations.typical(node_ids, self._evaluation_round)
-        return max(LEAST_DEADLINE, 3 * float(seconds.max()))
+        return self._evaluations.run(self, list(messages), limit)
 
     # -- for coded rounds -------------------------------------------------------------
 
@@ -331,7 +242,7 @@ class StagedGrid(Grid):
                     node_id=node_id,
                     server_round=server_round,
                     at=self.now,
-                    expires=time.monotonic() + message.metadata.ttl,
+                    expires=self._clock.now() + message.metadata.ttl,
                     dispatch=dispatch,
                     assignment=assignment,
                     size=content_bytes(message.content) if self.network else 0,
@@ -360,7 +271,7 @@ class StagedGrid(Grid):
         if not self.virtual:
             self.refresh()
             until = min(until, self.now + _LIST_EVERY)
-        asked_until = time.monotonic()
+        asked_until = self._clock.now()
         arrival = self._arrivals.next(until)
         if arrival is not None:
             self._note(arrival)
@@ -375,23 +286,19 @@ class StagedGrid(Grid):
 
     def refresh(self) -> None:
         """Look who is listed, at most every two seconds, and ask newcomers."""
-        if time.monotonic() - self._listed_at < _LIST_EVERY:
+        now = self._clock.now()
+        if now - self._listed_at < _LIST_EVERY:
             return
-        self._listed_at = time.monotonic()
+        self._listed_at = now
         joined, gone = self.fleet.listed(self._grid.get_node_ids())
         self._gone += gone
         for node_id in gone:
-            self._refusals.pop(node_id, None)
+            self._roll_call.forget(node_id)
         for sent in self._arrivals.expired():
             if sent.node_id in self.fleet:
                 self.fleet[sent.node_id].jobs.discard(sent.message_id)
                 joined.append(sent.node_id)
-        due = [n for n, at in self._ask_again.items() if at <= self._listed_at]
-        for node_id in due:
-            del self._ask_again[node_id]
-            if node_id in self.fleet:
-                self._refusals.pop(node_id, None)
-                joined.append(node_id)
+        joined += self._roll_call.due(now)
         # A node whose message expired may still be at work: only its answer to a
         # question shows that it is not.
         self._ask(sorted(set(joined)))
@@ -415,30 +322,32 @@ class StagedGrid(Grid):
             If there are not enough in time; the message says what nodes replied.
         """
         limit = self._timeout if timeout is None else timeout
-        start = time.monotonic()
+        start = self._clock.now()
         told = 0.0
         while True:
             if self.virtual:
-                self._listed_at = -_LIST_EVERY
+                self._listed_at = -math.inf
             self.refresh()
             known = len(self.fleet.nodes)
-            waited = time.monotonic() - start
+            waited = self._clock.now() - start
             if known and self._first_answer is None:
                 self._first_answer = waited
             silent = [
-                n for n in self.fleet.unanswered if n.node_id not in self._refusals
+                n
+                for n in self.fleet.unanswered
+                if not self._roll_call.refused(n.node_id)
             ]
             if known >= least and not any(self._hopeful(n.asked) for n in silent):
                 return
             if waited > limit or (
-                self._refusals and not known and not silent and not self._ask_again
+                self._roll_call.hopeless and not known and not silent
             ):
-                raise FlowerExtError(self._too_few(least, known, waited))
+                raise FlowerExtError(self._roll_call.too_few(least, known, waited))
             if waited - told > 5:
                 told = waited
                 log(INFO, "Waiting for nodes: %d of %d are ready", known, least)
             if self.virtual and not silent:
-                time.sleep(min(0.2, limit))
+                self._clock.sleep_until(self._clock.now() + min(0.2, limit))
             until = self.now if self.virtual else self.now + min(0.1, limit)
             arrival = self.receive(until)
             while arrival is not None:
@@ -450,7 +359,7 @@ class StagedGrid(Grid):
         if self.virtual:
             return asked > self._settled_at
         first = self._first_answer or 0.0
-        return time.monotonic() - asked <= first + _GRACE * max(first, 1.0)
+        return self._clock.now() - asked <= first + _GRACE * max(first, 1.0)
 
     def close(self) -> None:
         """Stop looking for replies."""
@@ -460,24 +369,11 @@ class StagedGrid(Grid):
 
     def _ask(self, node_ids: list[int]) -> None:
         """Ask nodes what they hold."""
-        request = (
-            {}
-            if self._num_partitions is None
-            else {"num-partitions": self._num_partitions}
-        )
-        messages = [
-            Message(
-                RecordDict({HOLDINGS_KEY: ConfigRecord(dict(request))}),
-                node_id,
-                MessageType.TRAIN,
-                ttl=_TTL,
-            )
-            for node_id in node_ids
-        ]
+        messages = self._roll_call.questions(node_ids, _TTL)
         for sent in self.push(messages, 0):
             if sent and sent.node_id in self.fleet:
                 node = self.fleet[sent.node_id]
-                node.asked = node.asked or time.monotonic()
+                node.asked = node.asked or self._clock.now()
 
     def _note(self, arrival: Arrival) -> None:
         """Free the node, and learn from what it says that it holds."""
@@ -492,7 +388,7 @@ class StagedGrid(Grid):
             # Says nothing of the node, which may be at work on the message still.
             self._ask([sent.node_id])
         elif sent.server_round == 0:
-            self._note_holdings(sent.node_id, message)
+            self._roll_call.answered(sent.node_id, message, self._clock.now())
 
     def note_late(self, arrival: Arrival) -> None:
         """Enter the reply to an assignment whose round is over into the history."""
@@ -548,76 +444,10 @@ class StagedGrid(Grid):
 
     def _transfer(self, sent: Sent, message: Message) -> Transfer | None:
         """Charge a node for its reply, and say what the reply needs of the network."""
-        if self.ledger is None or sent.assignment is None or message.has_error():
+        if self.ledger is None:
             return None
-        try:
-            compute_seconds = sum(summary_of(message, sent.assignment).compute_seconds)
-        except InvalidInputError:
-            return None
-        size = content_bytes(message.content)
-        worker = self.place(sent.node_id)
-        link = self.ledger.network.link(worker)
-        if link is None:
-            self.ledger.spend(worker, compute_seconds, 0.0)
-            return None
-        begun = sent.at + link.receive(sent.size, sent.at)
-        if begun == math.inf:  # it never heard of the assignment
-            return Transfer(link, size, never=True)
-        # At the rate that its link has by itself, whoever shares the carrier then.
-        airtime = link.seconds_to_send(size, begun + compute_seconds)
-        dead = airtime == math.inf
-        self.ledger.spend(worker, compute_seconds, 0.0 if dead else airtime)
-        return Transfer(link, size, never=dead)
-
-    def _note_holdings(self, node_id: int, message: Message) -> None:
-        try:
-            if message.has_error():
-                if message.error.code not in _APP_ERRORS:  # no fault of the app's
-                    self._ask_again[node_id] = time.monotonic() + _ASK_AGAIN
-                raise InvalidInputError(message.error.reason)
-            if HOLDINGS_KEY not in message.content.config_records:
-                raise InvalidInputError(
-                    "its reply is an ordinary one: use flower_ext.clients."
-                    "CodedClientApp, or coded_mod as the first of the app's mods."
-                )
-            self.fleet.holds(node_id, message.content.config_records[HOLDINGS_KEY])
-            self._refusals.pop(node_id, None)
-        except InvalidInputError as error:
-            if node_id not in self._refusals:
-                log(
-                    WARNING,
-                    "Node %d did not say which partitions it holds and gets no work. "
-                    "Does it run a CodedClientApp? It replied: %s",
-                    node_id,
-                    error,
-                )
-            self._refusals[node_id] = str(error)
+        return simulated_transfer(self.ledger, self.place(sent.node_id), sent, message)
 
     def _forget(self, node_id: int) -> None:
         self.fleet.remove(node_id)
         self._gone.append(node_id)
-
-    def _too_few(self, least: int, known: int, waited: float) -> str:
-        refusal = next(iter(self._refusals.values()), None)
-        if refusal is not None:
-            return (
-                f"{len(self._refusals)} nodes do not answer a holdings request, "
-                f"{known} do, {least} are needed. Coded training needs clients built "
-                "with flower_ext.clients.CodedClientApp (or coded_mod first in the "
-                f"app's mods). The first of them replied: {refusal}"
-            )
-        return (
-            f"{known} nodes were ready after {waited:.0f} s, {least} are needed: start "
-            "more SuperNodes, or lower min_available_nodes and min_train_nodes."
-        )
-
-
-def _simulated_seconds(sent: Sent, message: Message) -> float:
-    """Return how long a reply says that it would have taken; 0 if it does not say."""
-    if sent.assignment is None or message.has_error():
-        return 0.0
-    try:
-        summary = summary_of(message, sent.assignment)
-    except InvalidInputError:
-        return 0.0
-    return sum(summary.compute_seconds) + summary.upload_seconds

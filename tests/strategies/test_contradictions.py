@@ -69,7 +69,7 @@ def test_a_passing_fault_of_the_first_question_is_asked_about_again(
     error_reply: Callable[..., Message],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flower_ext.strategies.staged_grid._ASK_AGAIN", 0.0)
+    monkeypatch.setattr("flower_ext.strategies.roll_call._ASK_AGAIN", 0.0)
     nodes = federation(4)
     handle, failed = nodes.handle, set[int]()
 
