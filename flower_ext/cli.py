@@ -26,6 +26,7 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "edge": _Command("flower_ext.edge.cli", "serve a target to drafting devices"),
+    "report": _Command("flower_ext.report.cli", "make a page of a run's results"),
 }
 
 

@@ -64,6 +64,7 @@ def test_the_files_can_be_read_back(
         "summary.csv",
         "rounds.csv",
         "accuracy.png",
+        "report.html",
     ]
     content = json.loads(paths[0].read_text(encoding="utf-8"))
     assert content["settings"] == settings

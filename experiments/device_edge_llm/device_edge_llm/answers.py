@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from flower_ext.report import FORMAT
 
 _HEADS = (
     "round",
@@ -48,6 +50,9 @@ class Answers:
         Share of the tokens that the whole prompt, computed on the node, gives too.
     perplexity, whole_perplexity : float
         Of the answers, under the spliced and under the whole prompt.
+    blocks_in_memory, blocks_in_store, blocks_computed, blocks_fetched_exact, \
+blocks_fetched_fp16, blocks_fetched_bf16, blocks_fetched_int8, blocks_fetched_int4 : int
+        Where the public text's blocks came from, counted for every prompt.
     """
 
     server_round: int
@@ -62,6 +67,14 @@ class Answers:
     greedy_agreement: float
     perplexity: float
     whole_perplexity: float
+    blocks_in_memory: int = 0
+    blocks_in_store: int = 0
+    blocks_computed: int = 0
+    blocks_fetched_exact: int = 0
+    blocks_fetched_fp16: int = 0
+    blocks_fetched_bf16: int = 0
+    blocks_fetched_int8: int = 0
+    blocks_fetched_int4: int = 0
 
     @classmethod
     def from_metrics(
@@ -95,6 +108,11 @@ class Answers:
             greedy_agreement=number("greedy-agreement"),
             perplexity=number("perplexity"),
             whole_perplexity=number("whole-perplexity"),
+            **{
+                each.name: int(metrics[prefix + each.name.replace("_", "-")])
+                for each in fields(cls)
+                if each.name.startswith("blocks_")
+            },
         )
 
     def cells(self) -> tuple[str, ...]:
@@ -136,6 +154,11 @@ def write_answers(
         for each in answers
     ]
     path = folder / "edgeprompt.json"
-    content = {"settings": dict(settings), "rounds": rounds}
+    content = {
+        "format": FORMAT,
+        "kind": "edgeprompt",
+        "settings": dict(settings),
+        "rounds": rounds,
+    }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return path

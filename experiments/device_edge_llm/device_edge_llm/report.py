@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from flower_ext.report import FORMAT
+from flower_ext.strategies.timeline import RoundTimeline
+
 BLUE, ORANGE = "#0b3c8c", "#c44e00"
 
 
@@ -112,11 +115,18 @@ class Report:
     after : Inference, optional
         Of the last drafter, on all nodes, with the prompts and random choices of
         ``before``.
+    timelines : list[RoundTimeline]
+        Of training, by round.
+    samples : list[dict[str, Any]]
+        Texts on a public prompt, as :func:`device_edge_llm.samples.make_samples` has
+        them.
     """
 
     before: Inference
     rounds: list[RoundRecord] = field(default_factory=list)
     after: Inference | None = None
+    timelines: list[RoundTimeline] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     def summary(self, target_acceptance: float) -> dict[str, Any]:
         """Return before, after and the first round that reached an acceptance."""
@@ -214,9 +224,13 @@ def write_report(
     target = float(str(settings["target_acceptance"]))
     rows = [record.row() for record in report.rounds]
     content = {
+        "format": FORMAT,
+        "kind": "device-edge-llm",
         "settings": dict(settings),
         "summary": report.summary(target),
         "rounds": rows,
+        "timelines": {"two-stage": [each.to_json() for each in report.timelines]},
+        "samples": report.samples,
     }
     paths = [folder / name for name in ("results.json", "rounds.csv", "acceptance.png")]
     paths[0].write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

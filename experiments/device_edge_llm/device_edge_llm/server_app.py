@@ -19,9 +19,11 @@ from device_edge_llm.answers import Answers, answer_table, write_answers
 from device_edge_llm.data import check_data
 from device_edge_llm.edge import make_answering, make_evaluation
 from device_edge_llm.report import Inference, Report, RoundRecord, table, write_report
+from device_edge_llm.samples import make_samples
 from device_edge_llm.settings import BOTH, EDGEPROMPT, Settings
 from device_edge_llm.task import delay_model, make_drafter
 from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.report import write_page
 from flower_ext.strategies import TwoStageCoded, WithInference
 
 NODES_TIMEOUT = 10.0  # seconds
@@ -45,6 +47,7 @@ def main(grid: Grid, context: Context) -> None:
         with only_warnings("flwr"):
             answer(grid, settings, answers)
         tell_answers(folder, answers, settings)
+        tell_page(folder)
         return
     say(
         f"{settings.data} text in {settings.num_partitions} partitions by speaker; "
@@ -58,12 +61,14 @@ def main(grid: Grid, context: Context) -> None:
         say(progress(0, settings.num_server_rounds, report.before))
         arrays = train(grid, arrays, settings, report, answers)
         report.after = measure(grid, arrays, settings)
+    report.samples = make_samples(arrays, settings)
     paths = write_report(folder, report, asdict(settings))
     say("\n" + table(report, settings.target_acceptance) + "\n")
     for path in paths:
         say(f"Wrote {path}")
     if settings.inference == BOTH:
         tell_answers(folder, answers, settings)
+    tell_page(folder)
 
 
 def answer(grid: Grid, settings: Settings, answers: list[Answers]) -> None:
@@ -85,6 +90,14 @@ def tell_answers(folder: Path, answers: list[Answers], settings: Settings) -> No
     """Print and write what EdgePrompt has measured."""
     say("\n" + answer_table(answers) + "\n")
     say(f"Wrote {write_answers(folder, answers, asdict(settings))}")
+
+
+def tell_page(folder: Path) -> None:
+    """Make a page of what has been written, where what that needs is installed."""
+    try:
+        say(f"Wrote {write_page(folder)}")
+    except FlowerExtError as error:  # minutes of training are not lost for that
+        say(f"There is no report.html: {error}")
 
 
 def measure(grid: Grid, arrays: ArrayRecord, settings: Settings) -> Inference:
@@ -168,6 +181,7 @@ def train(
         num_rounds=settings.num_server_rounds,
         evaluate_fn=record_round,
     )
+    report.timelines.extend(coded.timelines.values())
     return result.arrays
 
 

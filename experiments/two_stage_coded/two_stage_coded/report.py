@@ -10,6 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from flower_ext.errors import FlowerExtError
+from flower_ext.report import FORMAT, write_page
+from flower_ext.strategies.timeline import RoundTimeline
+
 # Line styles and markers, so that the figure reads in grey as well.
 STYLES = (
     {"color": "#0b3c8c", "linestyle": "-", "marker": "o"},
@@ -79,11 +83,12 @@ class RoundRecord:
 
 @dataclass
 class StrategyReport:
-    """All rounds of one strategy."""
+    """All rounds of one strategy, as numbers and as time lines."""
 
     strategy: str
     initial_accuracy: float
     rounds: list[RoundRecord] = field(default_factory=list)
+    timelines: list[RoundTimeline] = field(default_factory=list)
 
     def summary(self, target_accuracy: float) -> dict[str, str | float | None]:
         """Return the strategy's line of the table; seconds are its clock's.
@@ -174,7 +179,9 @@ def write_report(
     reports: Sequence[StrategyReport],
     settings: Mapping[str, object],
 ) -> list[Path]:
-    """Write ``results.json``, ``summary.csv``, ``rounds.csv`` and ``accuracy.png``.
+    """Write ``results.json``, two CSV files, ``accuracy.png`` and ``report.html``.
+
+    The page is left out, and a line printed, where what it needs is not installed.
 
     Parameters
     ----------
@@ -193,7 +200,15 @@ def write_report(
     target = float(str(settings["target_accuracy"]))
     summaries = [report.summary(target) for report in reports]
     rounds = [asdict(r) for report in reports for r in report.rounds]
-    content = {"settings": dict(settings), "summary": summaries, "rounds": rounds}
+    content = {
+        "format": FORMAT,
+        "kind": "two-stage-coded",
+        "settings": dict(settings),
+        "summary": summaries,
+        "initial_accuracy": {r.strategy: r.initial_accuracy for r in reports},
+        "rounds": rounds,
+        "timelines": {r.strategy: [t.to_json() for t in r.timelines] for r in reports},
+    }
     paths = [
         folder / name
         for name in ("results.json", "summary.csv", "rounds.csv", "accuracy.png")
@@ -202,6 +217,10 @@ def write_report(
     _write_csv(paths[1], list(summaries[0]), summaries)
     _write_csv(paths[2], [f.name for f in fields(RoundRecord)], rounds)
     _write_figure(paths[3], reports, target, str(settings["clock"]))
+    try:
+        paths.append(write_page(folder))
+    except FlowerExtError as error:  # hours of training are not lost for that
+        print(f"There is no report.html: {error}", flush=True)
     return paths
 
 

@@ -122,6 +122,7 @@ def train(
             num_rounds=settings.num_server_rounds,
             evaluate_fn=evaluate,
         )
+    report.timelines.extend(strategy.timelines.values())
     return report
 
 
