@@ -12,6 +12,7 @@ from flower_ext.strategies.with_inference import WithInference
 if TYPE_CHECKING:
     from flower_ext.strategies.dssd_evaluation import DSSDEvaluation
     from flower_ext.strategies.edgeprompt_evaluation import EdgePromptEvaluation
+    from flower_ext.strategies.with_checkpoints import WithCheckpoints
 
 __all__ = [
     "CodedFedAvg",
@@ -21,6 +22,7 @@ __all__ = [
     "RunningEdge",
     "ServedEdge",
     "TwoStageCoded",
+    "WithCheckpoints",
     "WithInference",
 ]
 
@@ -28,6 +30,7 @@ __all__ = [
 _LATE = {
     "DSSDEvaluation": "flower_ext.strategies.dssd_evaluation",
     "EdgePromptEvaluation": "flower_ext.strategies.edgeprompt_evaluation",
+    "WithCheckpoints": "flower_ext.strategies.with_checkpoints",
 }
 
 

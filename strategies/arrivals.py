@@ -13,9 +13,9 @@ from __future__ import annotations
 import heapq
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from flwr.app import Message
 
@@ -217,6 +217,16 @@ class VirtualArrivals(Arrivals):
             self._now = max(self._now, until)
         return None
 
+    def state(self) -> list[tuple[float, Arrival]]:
+        """Return the replies that have been computed, and when each will arrive."""
+        return [(at, arrival) for at, _, arrival in sorted(self._ready)]
+
+    def restore(self, now: float, ready: list[tuple[float, Arrival]]) -> None:
+        """Set the clock, and expect replies of a :meth:`state`."""
+        self._now = now
+        for at, arrival in ready:
+            heapq.heappush(self._ready, (at, next(self._numbers), arrival))
+
     def _settle(self) -> None:
         """Wait, on the wall clock, until every pushed message is answered."""
         end = self._clock.now() + self._timeout
@@ -287,6 +297,23 @@ class NetworkArrivals(VirtualArrivals):
     def outdate(self) -> None:
         """Leave replies under way what the replies of the next round do not use."""
         self._carrier.reweight(dict.fromkeys(self._uploading, _OUTDATED))
+
+    def uploads(self) -> tuple[dict[str, Any], dict[int, Arrival]]:
+        """Return the carrier's state, and the reply of each of its jobs."""
+        return self._carrier.state(), dict(self._uploading)
+
+    def restore_uploads(
+        self,
+        carrier: Mapping[str, Any],
+        uploading: Mapping[int, Arrival],
+        link: Callable[[int], Link],
+    ) -> None:
+        """Go on with :meth:`uploads`; `link` says which link each job is sent over."""
+        # Jobs are numbered anew, and none is given a number that is in use.
+        first = max(uploading, default=-1) + 1
+        self._numbers = itertools.count(max(first, next(self._numbers)))
+        self._carrier.restore(carrier, lambda job: link(cast(int, job)))
+        self._uploading = dict(uploading)
 
     def _schedule(self, number: int, sent: Sent, message: Message) -> None:
         """Let a reply be computed, then uploaded."""

@@ -123,6 +123,7 @@ class CodedStrategy(FedAvg):
         self.round_metrics: dict[int, MetricRecord] = {}
         self.timelines: dict[int, RoundTimeline] = {}
         self._examples: dict[int, float] = {}
+        self._staged: StagedGrid | None = None
         self._told_replication = ""
 
     # -- what a coded strategy decides -----------------------------------------------
@@ -221,10 +222,32 @@ class CodedStrategy(FedAvg):
                 evaluate_fn,
             )
         finally:
+            self._staged = None
             staged.close()
         if not result.arrays:  # no round counted: the model is the one it began with
             result.arrays = initial_arrays
         return result
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return what another process needs to go on after the present round."""
+        return {
+            "history": self.history.state(),
+            "examples": dict(self._examples),
+            "round_metrics": dict(self.round_metrics),
+            "grid": None if self._staged is None else self._staged.checkpoint(),
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`checkpoint`, in a run that has begun."""
+        self.history.restore(state["history"])
+        self._examples = dict(state["examples"])
+        self.round_metrics.update(state["round_metrics"])
+        if self._staged is not None and state["grid"] is not None:
+            self._staged.resume(state["grid"])
+
+    def _renamed(self, names: Mapping[int, int]) -> None:
+        """Take note of nodes that have other ids than in the checkpoint."""
+        self.history.rename(names)
 
     def _stage(self, grid: Grid, timeout: float, **timing: Any) -> StagedGrid:
         """Return the grid of a run; `timing` is its clock and its poller."""
@@ -264,6 +287,8 @@ class CodedStrategy(FedAvg):
         """Gather nodes, plan, and drive the round."""
         least = max(self.min_available_nodes, self.min_train_nodes, self.least_nodes)
         grid.gather(least, timeout)
+        if names := grid.rejoin():
+            self._renamed(names)
         fleet = grid.fleet
         count = fleet.num_partitions
         fleet.settle(count)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from logging import INFO, WARNING
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
@@ -38,6 +38,7 @@ from flower_ext.strategies.fleet import Fleet
 from flower_ext.strategies.grid_wrapper import GridWrapper
 from flower_ext.strategies.poller import Poller, ReplyPoller
 from flower_ext.strategies.replies import content_bytes, summary_of
+from flower_ext.strategies.resumption import Resumption, grid_state
 from flower_ext.strategies.roll_call import RollCall
 from flower_ext.strategies.simulated_replies import (
     simulated_seconds,
@@ -140,6 +141,7 @@ class StagedGrid(GridWrapper):
         self._roll_call = RollCall(self.fleet, num_partitions)
         self._gone: list[int] = []
         self._listed_at = -math.inf
+        self._resumption: Resumption | None = None
 
     def _by_clock(self, virtual: bool, timeout: float) -> Arrivals:
         """Return what orders the replies."""
@@ -360,6 +362,34 @@ class StagedGrid(GridWrapper):
             return asked > self._settled_at
         first = self._first_answer or 0.0
         return self._clock.now() - asked <= first + _GRACE * max(first, 1.0)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return what another process needs to go on, for :meth:`resume`."""
+        return grid_state(self.fleet, self._arrivals, self.ledger)
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`checkpoint`, before any message is sent."""
+        self._resumption = Resumption(state)
+        self._resumption.set_clock(self._arrivals, self.ledger)
+
+    def rejoin(self) -> Mapping[int, int]:
+        """Know nodes again when they have said what they hold.
+
+        Returns
+        -------
+        Mapping[int, int]
+            The new ids of nodes that have one, by their old ones; nothing where no
+            run is resumed.
+        """
+        resumption, self._resumption = self._resumption, None
+        if resumption is None:
+            return {}
+        names = resumption.names(self.fleet)
+        for arrival in resumption.expect(self._arrivals, names, self.ledger):
+            if arrival.sent.node_id in self.fleet:
+                jobs = self.fleet[arrival.sent.node_id].jobs
+                jobs.add(arrival.sent.message_id)
+        return names
 
     def close(self) -> None:
         """Stop looking for replies."""

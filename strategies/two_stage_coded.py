@@ -15,6 +15,7 @@ from flower_ext.coding.gradient_code import check_count
 from flower_ext.coding.payload import payload_dtype
 from flower_ext.coding.plan import RoundPlan
 from flower_ext.coding.two_stage import TwoStageOptions, TwoStagePlan
+from flower_ext.errors import InvalidInputError
 from flower_ext.network.rates import Rate
 from flower_ext.scheduling.admission import Admission, Candidate
 from flower_ext.scheduling.round_scheduler import RoundScheduler
@@ -152,6 +153,28 @@ class TwoStageCoded(CodedStrategy):
         if self.scheduler is not None:
             self.scheduler.begin_run()
         return super().start(*args, **kwargs)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return what another process needs to go on after the present round."""
+        scheduler = None if self.scheduler is None else self.scheduler.state()
+        return {**super().checkpoint(), "scheduler": scheduler}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`checkpoint`, in a run that has begun."""
+        super().resume(state)
+        if (self.scheduler is None) is not (state["scheduler"] is None):
+            raise InvalidInputError(
+                "A checkpoint with a scheduler's queues goes on with a scheduler of "
+                "the same kind, and one without goes on without: set scheduler as in "
+                "the run that wrote it."
+            )
+        if self.scheduler is not None:
+            self.scheduler.restore(state["scheduler"])
+
+    def _renamed(self, names: Mapping[int, int]) -> None:
+        super()._renamed(names)
+        if self.scheduler is not None:
+            self.scheduler.rename(names)
 
     def _admit(
         self,

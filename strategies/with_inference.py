@@ -16,6 +16,7 @@ from flwr.supercore import log
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.strategies.inference_evaluation import InferenceEvaluation
 from flower_ext.strategies.inference_round import Answer, choose_nodes, exchange
+from flower_ext.strategies.taken_over import taken_over
 
 __all__ = ["WithInference"]
 
@@ -126,6 +127,14 @@ class WithInference(Strategy):
                 evaluate_config,
                 evaluate_fn,
             )
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return what has been measured so far."""
+        return {"inference_metrics": dict(self.inference_metrics)}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`checkpoint`, in a run that has begun."""
+        self.inference_metrics.update(state["inference_metrics"])
 
     def summary(self) -> None:
         """Log summary configuration of the evaluations and the strategy."""
@@ -252,18 +261,14 @@ class WithInference(Strategy):
     @contextmanager
     def _taken_over(self) -> Iterator[None]:
         """Have the strategy's ``start`` call this one's methods in place of its own."""
-        # Not by a subclass of its class: its start may look anything up on itself.
-        shadowed = {n: v for n, v in vars(self.strategy).items() if n in _TAKEN_OVER}
-        self._own = {name: getattr(self.strategy, name) for name in _TAKEN_OVER}
-        for name in _TAKEN_OVER:
-            setattr(self.strategy, name, getattr(self, name))
-        try:
-            yield
-        finally:
-            for name in _TAKEN_OVER:
-                delattr(self.strategy, name)
-            vars(self.strategy).update(shadowed)
-            self._own, self._round = {}, None
+        with taken_over(
+            self.strategy, {n: getattr(self, n) for n in _TAKEN_OVER}
+        ) as own:
+            self._own = own
+            try:
+                yield
+            finally:
+                self._own, self._round = {}, None
 
 
 def _read(evaluation: InferenceEvaluation[Any], answer: Answer) -> Any:

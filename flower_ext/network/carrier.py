@@ -11,8 +11,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flower_ext.errors import InvalidInputError
 from flower_ext.network.link import Link
@@ -213,6 +214,43 @@ class SharedCarrier:
         if job not in self._airtime:
             raise InvalidInputError(f"No job {job!r} has completed yet.")
         return self._airtime[job]
+
+    def state(self) -> dict[str, Any]:
+        """Return the uploads in progress, for :meth:`restore` in another process.
+
+        Each is ``[time, job, size, left, airtime, weight]``, in the order of events;
+        jobs that have completed are not among them.
+        """
+
+        def told(time: float, upload: _Upload) -> list[Any]:
+            u = upload
+            return [time, u.job, u.size, u.left, u.airtime, u.weight]
+
+        return {
+            "now": self._now,
+            "event": self._event,
+            "waiting": [told(time, u) for time, _, u in sorted(self._waiting)],
+            "arriving": [told(time, u) for time, _, u in sorted(self._arriving)],
+            "active": [told(self._event, upload) for upload in self._active],
+        }
+
+    def restore(
+        self, state: Mapping[str, Any], link: Callable[[Hashable], Link]
+    ) -> None:
+        """Go on from a :meth:`state`; `link` is asked for each job's link."""
+        self._now, self._event = state["now"], state["event"]
+        self._ending = None
+        self._jobs, self._airtime = set(), {}
+        self._waiting, self._arriving, self._active = [], [], []
+        for name in ("waiting", "arriving", "active"):
+            for time, job, size, left, airtime, weight in state[name]:
+                upload = _Upload(job, link(job), weight, size, left, airtime)
+                self._jobs.add(job)
+                if name == "active":
+                    self._active.append(upload)
+                    continue
+                queue = self._waiting if name == "waiting" else self._arriving
+                heapq.heappush(queue, (time, next(self._order), upload))
 
     def _next_end(self) -> float:
         """Return when the next active upload has sent its last byte, if none starts."""

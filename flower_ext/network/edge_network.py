@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flower_ext.errors import InvalidInputError
 from flower_ext.network.device import Device
@@ -131,6 +132,24 @@ class EnergyLedger:
                     self.level(worker) + harvested, device.capacity_joules
                 )
         self._now = until
+
+    def state(self) -> dict[str, Any]:
+        """Return what changes, for :meth:`restore` in another process."""
+        return {
+            "levels": dict(self._levels),
+            "now": self._now,
+            "spent": self.spent,
+            "airtime": self.airtime,
+            "compute_seconds": self.compute_seconds,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`."""
+        self._levels = dict(state["levels"])
+        self._now = state["now"]
+        self.spent = state["spent"]
+        self.airtime = state["airtime"]
+        self.compute_seconds = state["compute_seconds"]
 
     @property
     def lowest(self) -> float:

@@ -14,9 +14,9 @@ The object holds no clock: times are seconds that the caller measured, real or v
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,6 +145,68 @@ class CompletionHistory:
             ]
         self._round = 0
         self.announce(0, {})
+
+    def state(self) -> dict[str, Any]:
+        """Return all that is remembered, for :meth:`restore` in another process.
+
+        Returns
+        -------
+        dict[str, Any]
+            ``workers`` (uint64, least recently heard first), ``counts`` of their
+            records, ``records`` (float64, one row each), ``round``, ``declared`` by
+            worker, and the ``tables`` made of the records with the number of
+            ``new_records`` since.
+        """
+        records = list(chain.from_iterable(self._workers.values()))
+        tables = None
+        if self._cache is not None:
+            tables = {f.name: getattr(self._cache, f.name) for f in fields(_Tables)}
+            tables["index"] = np.array(list(self._cache.index), np.uint64)
+        return {
+            "workers": np.array(list(self._workers), np.uint64),
+            "counts": np.array([len(r) for r in self._workers.values()], np.int64),
+            "records": np.array(records, np.float64).reshape(-1, len(_Record._fields)),
+            "round": self._round,
+            "declared": dict(self._declared),
+            "tables": tables,
+            "new_records": self._new_records,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the place of what :meth:`state` was asked of.
+
+        Raises
+        ------
+        InvalidInputError
+            If the arrays do not fit together.
+        """
+        workers, counts = state["workers"].tolist(), state["counts"].tolist()
+        rows = state["records"].tolist()
+        if len(workers) != len(counts) or sum(counts) != len(rows):
+            raise InvalidInputError(
+                f"{len(workers)} workers with {sum(counts)} records do not fit "
+                f"{len(counts)} counts and {len(rows)} rows."
+            )
+        ends = np.cumsum([0, *counts]).tolist()
+        self._workers = {
+            worker: [_Record(int(r[0]), int(r[1]), *r[2:]) for r in rows[start:end]]
+            for worker, start, end in zip(workers, ends, ends[1:], strict=False)
+        }
+        self._round = state["round"]
+        self._declared = dict(state["declared"])
+        self._cache, self._new_records = None, state["new_records"]
+        if state["tables"] is not None:
+            index = {w: i for i, w in enumerate(state["tables"]["index"].tolist())}
+            self._cache = _Tables(**{**state["tables"], "index": index})
+        self.announce(0, {})
+
+    def rename(self, names: Mapping[int, int]) -> None:
+        """Know workers by other ids, each of `names` by what it maps to."""
+        self._workers = {names.get(w, w): r for w, r in self._workers.items()}
+        self._declared = {names.get(w, w): s for w, s in self._declared.items()}
+        if self._cache is not None:
+            index = {names.get(w, w): i for w, i in self._cache.index.items()}
+            self._cache = replace(self._cache, index=index)
 
     def declare(self, worker: int, seconds: float) -> None:
         """Tell how long a partition takes a worker, as far as nothing is recorded.

@@ -13,8 +13,9 @@ Where rates must be measured, the first round is everybody's.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,6 +221,38 @@ class RoundScheduler:
             if download is not None and download < math.inf:
                 admission.download[worker] = download
         return admission
+
+    # -- between processes -------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return what changes from round to round, for :meth:`restore`."""
+        begun = self._limits is not None
+        return {
+            "fleet": list(self._fleet),
+            "known": {worker: astuple(k) for worker, k in self._known.items()},
+            "slot": self._slot,
+            "fair": self._fair,
+            "joules": self._joules,
+            "limits": asdict(self._limits) if self._limits is not None else None,
+            "scheduler": self.scheduler.state() if begun else None,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`, of a scheduler with the same parameters."""
+        self._fleet = {worker: i for i, worker in enumerate(state["fleet"])}
+        self._known = {w: _Known(*values) for w, values in state["known"].items()}
+        self._slot, self._fair = state["slot"], state["fair"]
+        self._joules, self._decision = state["joules"], None
+        self._limits = None
+        if state["limits"] is not None:
+            self._limits = WorkerLimits(**state["limits"])
+            self.scheduler.begin(self._limits)
+            self.scheduler.restore(state["scheduler"])
+
+    def rename(self, names: Mapping[int, int]) -> None:
+        """Know workers by other ids, each of `names` by what it maps to."""
+        self._fleet = {names.get(w, w): i for w, i in self._fleet.items()}
+        self._known = {names.get(w, w): known for w, known in self._known.items()}
 
     def _paid_for(self, candidates: Sequence[Candidate], battery: Floats) -> Floats:
         """Return how many partitions each battery pays for, beside a slot's sending."""

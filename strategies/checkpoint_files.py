@@ -1,0 +1,204 @@
+"""Checkpoints as files: written whole or not at all, and checked when they are read.
+
+A checkpoint of round r is ``round-00000r.safetensors`` with the arrays and
+``round-00000r.json`` with everything else, and both files' SHA-256. The JSON file is
+renamed into place last, when both are on the disk: a file of arrays without one does
+not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from logging import WARNING
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flwr.supercore import log
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from flower_ext.errors import InvalidInputError
+from flower_ext.strategies.checkpoint_codec import State, decode, encode
+
+__all__ = ["Checkpoint", "CheckpointFolder"]
+
+_FORMAT = 1
+
+
+class _NewerFormatError(InvalidInputError):
+    """A checkpoint that another version has written."""
+
+
+class Checkpoint(NamedTuple):
+    """What was saved after a round.
+
+    Parameters
+    ----------
+    server_round : int
+        The round, from 0: nothing trained yet.
+    state : State
+        What was saved.
+    """
+
+    server_round: int
+    state: State
+
+
+class CheckpointFolder:
+    """A folder with the checkpoints of one run.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder; it need not exist.
+    keep : int (default: 2)
+        Number of checkpoints to keep, at least 1: the older ones stand in for a newest
+        one that its disk has damaged.
+
+    Raises
+    ------
+    InvalidInputError
+        If `keep` is out of range, or the path is not a folder's.
+    """
+
+    def __init__(self, path: str | Path, keep: int = 2) -> None:
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise InvalidInputError(f"keep must be a whole number >= 1, got {keep!r}.")
+        if not str(path):
+            raise InvalidInputError("The checkpoints' folder must have a name, got ''.")
+        self.path = Path(path).expanduser().absolute()
+        self.keep = keep
+        if self.path.exists() and not self.path.is_dir():
+            raise InvalidInputError(
+                f"Checkpoints go to a folder, but {self.path} is a file."
+            )
+
+    def rounds(self) -> list[int]:
+        """Return the rounds of the checkpoints in the folder, the newest first."""
+        found = []
+        for path in self.path.glob("round-*.json"):
+            with suppress(ValueError):
+                found.append(int(path.stem.removeprefix("round-")))
+        return sorted(found, reverse=True)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, and remove those that are no longer to be kept.
+
+        When it returns, the checkpoint outlives a crash of the machine.
+
+        Raises
+        ------
+        InvalidInputError
+            If the state holds what cannot be saved, or the folder cannot be written.
+        """
+        tensors: dict[str, Any] = {}
+        state = encode(checkpoint.state, tensors)
+        try:
+            data = save(tensors)
+        except (KeyError, SafetensorError) as error:
+            kinds = sorted({str(tensor.dtype) for tensor in tensors.values()})
+            raise InvalidInputError(
+                f"safetensors cannot hold arrays of one of the dtypes {kinds}: {error}"
+            ) from error
+        told = {
+            "format": _FORMAT,
+            "round": checkpoint.server_round,
+            "arrays_sha256": hashlib.sha256(data).hexdigest(),
+            "state": state,
+        }
+        told["sha256"] = _digest(told)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name, content in (
+                (self._tensors(checkpoint.server_round), data),
+                (self._json(checkpoint.server_round), json.dumps(told).encode()),
+            ):
+                _write_atomically(self.path / name, content)
+        except OSError as error:
+            raise InvalidInputError(
+                f"The checkpoint of round {checkpoint.server_round} cannot be written "
+                f"to {self.path}: {error}. What was saved before is still there."
+            ) from error
+        for old in self.rounds()[self.keep :]:
+            for name in (self._json(old), self._tensors(old)):
+                with suppress(OSError):
+                    (self.path / name).unlink()
+
+    def load(self) -> Checkpoint:
+        """Return the newest checkpoint that is whole.
+
+        Raises
+        ------
+        InvalidInputError
+            If there is none; the message says what is wrong with each.
+        """
+        problems: list[str] = []
+        for checkpoint, problem in self._read_all():
+            if checkpoint is not None:
+                for told in problems:
+                    log(WARNING, "%s An older checkpoint is used.", told)
+                return checkpoint
+            problems.append(problem)
+        raise InvalidInputError(
+            f"There is no checkpoint in {self.path}"
+            + (": " + " ".join(problems) if problems else ", or no such folder.")
+        )
+
+    def _read_all(self) -> Iterator[tuple[Checkpoint | None, str]]:
+        for server_round in self.rounds():
+            try:
+                yield self._read(server_round), ""
+            except _NewerFormatError:
+                raise
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                name = self._json(server_round)
+                yield None, f"{name} is damaged ({type(error).__name__}: {error})."
+
+    def _read(self, server_round: int) -> Checkpoint:
+        told = json.loads((self.path / self._json(server_round)).read_bytes())
+        if told.pop("sha256") != _digest(told):
+            raise ValueError("it is not what was written")
+        if told["format"] != _FORMAT:
+            raise _NewerFormatError(
+                f"The checkpoints in {self.path} have format {told['format']!r}, this "
+                f"flower-ext reads format {_FORMAT}: use the version that wrote them."
+            )
+        data = (self.path / self._tensors(server_round)).read_bytes()
+        if hashlib.sha256(data).hexdigest() != told["arrays_sha256"]:
+            raise ValueError("its arrays are not those that were written")
+        return Checkpoint(told["round"], decode(told["state"], load(data)))
+
+    @staticmethod
+    def _json(server_round: int) -> str:
+        return f"round-{server_round:06d}.json"
+
+    @staticmethod
+    def _tensors(server_round: int) -> str:
+        return f"round-{server_round:06d}.safetensors"
+
+
+def _digest(told: dict[str, Any]) -> str:
+    """Return what tells whether a JSON file is as it was written."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is there whole, also after a crash, or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,234 @@
+"""One run between checkpoints: what is done is walked through, the rest saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping
+from logging import INFO
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore import log
+
+from flower_ext.errors import InvalidInputError
+from flower_ext.strategies.checkpoint_codec import State, encode
+from flower_ext.strategies.checkpoint_files import Checkpoint, CheckpointFolder
+
+__all__ = ["CheckpointedRun", "Resumable"]
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+_Metrics = dict[int, MetricRecord]
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A strategy that says itself what it needs to go on."""
+
+    def checkpoint(self) -> State:
+        """Return what changes from round to round."""
+        ...
+
+    def resume(self, state: State) -> None:
+        """Go on from what :meth:`checkpoint` returned, in another process."""
+        ...
+
+
+class CheckpointedRun:
+    """What a strategy's ``start`` calls in place of the strategy's own methods.
+
+    Parameters
+    ----------
+    folder : CheckpointFolder
+        Where checkpoints go.
+    strategies : tuple[Strategy, ...]
+        Those whose state is saved, by which wraps which.
+    saved : Checkpoint, optional
+        Where the run goes on.
+    due : Callable[[int], bool]
+        Whether a round is to have a checkpoint.
+    settings : Mapping[str, bool or int or float or str]
+        Saved with the checkpoints.
+    evaluate_fn : Callable, optional
+        The user's.
+
+    Attributes
+    ----------
+    own : dict[str, Callable]
+        The strategies' own methods, by name.
+    """
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        strategies: tuple[Strategy, ...],
+        saved: Checkpoint | None,
+        due: Callable[[int], bool],
+        settings: Mapping[str, Any],
+        evaluate_fn: EvaluateFn | None,
+    ) -> None:
+        self.own: dict[str, Callable[..., Any]] = {}
+        self._folder = folder
+        self._strategies = strategies
+        self._saved = saved
+        self._due = due
+        self._settings = dict(settings)
+        self._evaluate_fn = evaluate_fn
+        self._done = -1 if saved is None else saved.server_round
+        self._train: _Metrics = {}
+        self._evaluated: _Metrics = {}
+        self._served: _Metrics = {}
+        if saved is not None:
+            metrics = saved.state["metrics"]
+            self._train = metrics["train"]
+            self._evaluated = metrics["evaluate"]
+            self._served = metrics["server"]
+        self._before = [_plain_attributes(strategy) for strategy in strategies]
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send nothing for a round that is done."""
+        if server_round <= self._done:
+            return []
+        messages: Iterable[Message] = self.own["configure_train"](
+            server_round, arrays, config, grid
+        )
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the saved model at the last round that is done."""
+        if server_round <= self._done:
+            assert self._saved is not None
+            last = server_round == self._done
+            arrays: ArrayRecord | None = self._saved.state["arrays"] if last else None
+            return arrays, self._train.get(server_round)
+        arrays, metrics = self.own["aggregate_train"](server_round, replies)
+        if metrics is not None:
+            self._train[server_round] = metrics
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send nothing for a round that is done."""
+        if server_round <= self._done:
+            return []
+        messages: Iterable[Message] = self.own["configure_evaluate"](
+            server_round, arrays, config, grid
+        )
+        return messages
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return what was saved of a round that is done."""
+        if server_round <= self._done:
+            return self._evaluated.get(server_round)
+        metrics: MetricRecord | None = self.own["aggregate_evaluate"](
+            server_round, replies
+        )
+        if metrics is not None:
+            self._evaluated[server_round] = metrics
+        return metrics
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Save a round, then evaluate its model as the user wants."""
+        if server_round == 0 and self._saved is not None:
+            self._resume(self._saved.state)
+        if server_round < self._done:
+            return self._served.get(server_round)
+        if server_round > self._done and self._due(server_round):
+            self._save(server_round, arrays)
+        if self._evaluate_fn is None:
+            return None
+        metrics = self._evaluate_fn(server_round, arrays)
+        if metrics is not None:
+            self._served[server_round] = metrics
+        return metrics
+
+    # -- what is saved -----------------------------------------------------------------
+
+    def _save(self, server_round: int, arrays: ArrayRecord) -> None:
+        self._folder.save(
+            Checkpoint(
+                server_round,
+                {
+                    "strategies": [
+                        {"name": type(strategy).__name__, "state": state}
+                        for strategy, state in zip(
+                            self._strategies, self._states(), strict=True
+                        )
+                    ],
+                    "arrays": arrays,
+                    "metrics": {
+                        "train": self._train,
+                        "evaluate": self._evaluated,
+                        "server": self._served,
+                    },
+                    "random": _random_states(),
+                    "settings": self._settings,
+                },
+            )
+        )
+
+    def _states(self) -> list[State]:
+        states = []
+        for strategy, before in zip(self._strategies, self._before, strict=True):
+            if isinstance(strategy, Resumable):
+                states.append(strategy.checkpoint())
+                continue
+            now = _plain_attributes(strategy)
+            changed = [name for name in now if now[name] != before.get(name)]
+            states.append({name: vars(strategy)[name] for name in changed})
+        return states
+
+    def _resume(self, state: State) -> None:
+        for strategy, saved in zip(self._strategies, state["strategies"], strict=True):
+            if isinstance(strategy, Resumable):
+                strategy.resume(saved["state"])
+            else:
+                vars(strategy).update(saved["state"])
+        _restore_random_states(state["random"])
+        log(INFO, "Resumed: what follows up to round %d is done already", self._done)
+
+
+def _plain_attributes(strategy: Strategy) -> dict[str, str]:
+    """Return a digest of each attribute that a checkpoint can hold."""
+    found = {}
+    for name, value in vars(strategy).items():
+        tensors: dict[str, Any] = {}
+        try:
+            told = json.dumps(encode(value, tensors))
+        except InvalidInputError:  # a function, say, which does not change
+            continue
+        digest = hashlib.sha256(told.encode())
+        for tensor in tensors.values():
+            digest.update(np.ascontiguousarray(tensor).data)
+        found[name] = digest.hexdigest()
+    return found
+
+
+def _random_states() -> State:
+    """Return the states of the global random generators."""
+    # The generator that users' code draws from, not one of our own.
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, keys, *rest],
+        "torch": torch.get_rng_state().numpy(),
+    }
+
+
+def _restore_random_states(state: State) -> None:
+    version, numbers, following = state["python"]
+    random.setstate((version, tuple(numbers), following))
+    np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(torch.from_numpy(state["torch"].copy()))
