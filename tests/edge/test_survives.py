@@ -20,6 +20,8 @@ from flower_ext.speculative import (
 from tests.edge.conftest import Connect, Serve, metric
 from tests.edge.proxy import CuttingProxy
 
+pytestmark = pytest.mark.faults
+
 Generate = Callable[..., Generation]
 
 CUTS = 200
