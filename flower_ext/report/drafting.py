@@ -135,15 +135,23 @@ def _samples(samples: list[Mapping[str, Any]]) -> list[Section]:
         "verifying": [1e3 * value for value in per_token("verification_seconds")],
         "on the link": [1e3 * value for value in per_token("transmission_seconds")],
     }
-    stacked = {"barmode": "stack", "xaxis": {"type": "category"}}
     figures = [
         Figure(
             "protocol-bytes",
             "Bytes per token, by protocol",
             "The same prompt with the same random choices under every protocol, by the "
-            "trained drafter. All of them give the large model's own law.",
+            "trained drafter; the prompt counts as up. All protocols give the large "
+            "model's own law. The scale is logarithmic: a step is ten times as much.",
             [bars("up", protocols, up, 0), bars("down", protocols, down, 1)],
-            {**stacked, "yaxis": {"title": {"text": "bytes per token"}}},
+            {
+                "barmode": "group",
+                "xaxis": {"type": "category"},
+                "yaxis": {
+                    "title": {"text": "bytes per token"},
+                    "type": "log",
+                    "dtick": 1,
+                },
+            },
             Table(["protocol", "up", "down"], [*zip(protocols, up, down, strict=True)]),
         ),
         Figure(
@@ -155,7 +163,11 @@ def _samples(samples: list[Mapping[str, Any]]) -> list[Section]:
                 bars(n, protocols, times, i)
                 for i, (n, times) in enumerate(parts.items())
             ],
-            {**stacked, "yaxis": {"title": {"text": "milliseconds per token"}}},
+            {
+                "barmode": "stack",
+                "xaxis": {"type": "category"},
+                "yaxis": {"title": {"text": "milliseconds per token"}},
+            },
             Table(
                 ["protocol", *(f"{name} (ms)" for name in parts)],
                 [*zip(protocols, *parts.values(), strict=True)],

@@ -3,6 +3,7 @@
   const FATES = {
     used: "", unused: ".", late: "/", unfinished: "|", failed: "x", rejected: "\\",
   };
+  const touch = matchMedia("(pointer: coarse)").matches;
   const byId = (id) => document.getElementById(id);
   const read = (id) => JSON.parse(byId(id)?.textContent ?? "null");
   const plots = read("plots-data");
@@ -34,17 +35,24 @@
               color: "var(--text)" },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: 10, r: 10, t: 10, b: 10 },
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0,
+                traceorder: "normal" },
       hoverlabel: { bgcolor: "var(--raised)", bordercolor: "var(--rule)",
                     font: { color: "var(--text)" } },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: "var(--quiet)",
+                 activecolor: "var(--text)" },
+      dragmode: touch ? false : "zoom", // a finger scrolls the page
       showlegend: true,
       ...layout,
       xaxis: { ...axis, ...layout.xaxis },
       yaxis: { ...axis, ...layout.yaxis },
     };
     return Plotly.react(`plot-${name}`, coloured(traces), coloured(whole), {
-      responsive: true, displaylogo: false,
-      modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+      responsive: true, displaylogo: false, displayModeBar: "hover",
+      // These alone: others of plotly's send the figure to a server.
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d",
+                        "resetScale2d"]],
+      plotlyServerURL: "",
     });
   };
 
@@ -106,7 +114,7 @@
       xaxis: { title: { text: "seconds since the round began" },
                range: [0, 1.3 * round.end || 1] },
       yaxis: { categoryorder: "array", categoryarray: workers.map(label),
-               autorange: "reversed", type: "category" },
+               range: [workers.length - 0.5, -0.5], type: "category" },
       shapes: shown.map(([, at]) => ({
         type: "line", yref: "paper", y0: 0, y1: 1, x0: at, x1: at,
         line: { color: "var(--text)", width: 1.5, dash: "dot" },
@@ -115,7 +123,6 @@
         text, x: at, yref: "paper", y: 0, yanchor: "bottom",
         xanchor: i ? "left" : "right", showarrow: false, bgcolor: "var(--back)",
       })),
-      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     });
     byId("rounds-told").textContent = round.told;
     fill(byId("rounds-table").tBodies[0], round.dispatches.map((d) => [
@@ -142,7 +149,7 @@
       y: workers.map(label), x: workers.map((w) => counts.get(w)[fate] ?? 0),
     })), {
       barmode: "stack", bargap: 0.25,
-      xaxis: { title: { text: "messages" } },
+      xaxis: { title: { text: "messages" }, tickformat: "d", nticks: 8 },
       yaxis: { type: "category", autorange: "reversed" },
     });
     byId("fates-table").tHead.rows[0].replaceChildren();

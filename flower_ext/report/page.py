@@ -157,7 +157,7 @@ def _shown(value: Cell) -> str:
     if isinstance(value, float):
         if value and not 1e-3 <= abs(value) < 1e6:
             return f"{value:.2e}"
-        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+        return f"{value:#,.4g}".rstrip(".") if abs(value) < 1e4 else f"{value:,.0f}"
     return str(value)
 
 
