@@ -26,6 +26,9 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "edge": _Command("flower_ext.edge.cli", "serve a target to drafting devices"),
+    "federation": _Command(
+        "flower_ext.deployment.cli", "run a federation on this machine"
+    ),
     "report": _Command("flower_ext.report.cli", "make a page of a run's results"),
 }
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,37 +13,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from flower_ext.deployment.certificates import (
-    Certificates,
-    make_certificates,
-    make_node_key,
-    make_tokens,
-)
-from flower_ext.deployment.processes import (
-    FEDERATION_MARK,
-    PART_MARK,
-    end_marked,
-    marked,
-    send,
-    start,
-)
+from flower_ext.deployment.flwr_command import FlwrCommand
+from flower_ext.deployment.parts import LOOK_SECONDS, Parts
+from flower_ext.deployment.processes import marked, runs_program, send
 from flower_ext.deployment.runs import Run, RunResult
+from flower_ext.deployment.security import Plaintext, Secured
 from flower_ext.deployment.settings import Value, as_config, write_connection
 from flower_ext.errors import FlowerExtError, InvalidInputError
 
-__all__ = ["CONNECTION", "LocalFederation"]
+__all__ = ["CONNECTION", "WITHOUT_INSTALLATION", "LocalFederation"]
 
 CONNECTION = "federation"
 """Name of the connection, for ``flwr run APP federation``."""
 
-SUPERLINK, EDGE = "superlink", "edge"
+WITHOUT_INSTALLATION = "--disable-runtime-dependency-installation"
+"""The SuperLink's option that keeps runs from installing packages."""
+
+_SUPERLINK, _EDGE, _FLWR = "superlink", "edge", "flwr"
 
 _HOST = "127.0.0.1"
-_LOOK_SECONDS = 0.1
-_NODE_ID = re.compile(r"SuperNode ID: (\d+)")
-_EDGE_ADDRESS = re.compile(r"flower-ext edge: .* at (\S+:\d+), ")
+_NODE_ID = re.compile(r"SuperNode ID: \d+")
+_EDGE_READY = re.compile(r"flower-ext edge: .* at \S+:\d+, ")
 _PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
-_LAST_LINES = 20
+_QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
 class LocalFederation:
@@ -105,9 +93,7 @@ class LocalFederation:
         node_configs: Sequence[Mapping[str, Value] | str] | None = None,
         edge: str | None = None,
         edge_options: Sequence[str] = (),
-        superlink_options: Sequence[str] = (
-            "--disable-runtime-dependency-installation",
-        ),
+        superlink_options: Sequence[str] = (WITHOUT_INSTALLATION,),
         supernode_options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         timeout: float = 60.0,
@@ -132,11 +118,13 @@ class LocalFederation:
         self._edge_options = tuple(edge_options)
         self._superlink_options = tuple(superlink_options)
         self._supernode_options = tuple(supernode_options)
-        self._environment = dict(environment or {})
         self._timeout = timeout
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._log_starts: dict[str, int] = {}
-        self._certificates: Certificates | None = None
+        variables = {**_QUIET, **(environment or {}), "FLWR_HOME": str(self.home)}
+        self._parts = Parts(self.folder, variables, timeout, _PATIENCE)
+        # Marked as well, so that stop() ends a command that is still under way.
+        self._flwr = FlwrCommand(self._parts.marked_environment(_FLWR), CONNECTION)
+        self._security: Plaintext | Secured = Plaintext()
+        self._started = False
         self._ports: dict[str, int] = {}
 
     # Coming up and going down
@@ -169,6 +157,7 @@ class LocalFederation:
                 f"A federation is running in {self.folder}: end it (kill "
                 f"{' '.join(map(str, left))}), or give another folder."
             )
+        self._started = True
         atexit.register(self.stop)
         try:
             self._start()
@@ -182,82 +171,62 @@ class LocalFederation:
         Nodes take leave before their SuperLink goes. What does not end in time is
         killed. May be called again.
         """
+        if not self._started:
+            return
         try:
-            for part in {*marked(self.folder).values()} - {SUPERLINK}:
+            for part in {*marked(self.folder).values()} - {_SUPERLINK}:
                 send(self.folder, signal.SIGTERM, part)
                 send(self.folder, signal.SIGCONT, part)
             until = time.monotonic() + _PATIENCE
-            while {*marked(self.folder).values()} - {SUPERLINK}:
+            while {*marked(self.folder).values()} - {_SUPERLINK}:
                 if time.monotonic() > until:
                     break
-                time.sleep(_LOOK_SECONDS)
-            end_marked(self.folder, SUPERLINK, patience=_PATIENCE)
+                time.sleep(LOOK_SECONDS)
+            self._parts.end(_SUPERLINK)
         finally:
-            end_marked(self.folder, patience=0)
-            for process in self._processes.values():
-                process.wait()
-            self._processes.clear()
+            self._parts.kill_all()
+            self._started = False
             atexit.unregister(self.stop)
 
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_ports()
         if self._tls:
-            self._make_secrets()
+            self._security = Secured(self.folder / "secrets", self.nodes)
         write_connection(
             self.home,
             CONNECTION,
             self.address,
-            None if self._certificates is None else self._certificates.authority,
+            self._security.root_certificates,
         )
         self._start_superlink()
         if self._edge is not None:
             self.restart_edge(wait=False)
-        if self._tls:
-            for i in range(self.nodes):
-                self._flwr("supernode", "register", str(self._public_key(i)))
+        for key in self._security.node_keys:
+            self._flwr.call("supernode", "register", str(key))
         for i in range(self.nodes):
             self._start_node(i)
         for i in range(self.nodes):
-            self._wait_for_log(_node(i), _NODE_ID)
+            self._parts.wait_for_log(_node(i), _NODE_ID)
         self.wait_online(self.nodes)
         if self._edge is not None:
-            self._wait_for_log(EDGE, _EDGE_ADDRESS)
+            self._parts.wait_for_log(_EDGE, _EDGE_READY)
 
     def _take_ports(self) -> None:
         """Find as many free ports as are needed."""
-        parts = [SUPERLINK, EDGE, *(_node(i) for i in range(self.nodes))]
+        parts = [_SUPERLINK, _EDGE, *(_node(i) for i in range(self.nodes))]
         with ExitStack() as stack:
             for part in parts:
                 opened = stack.enter_context(socket.socket())
                 opened.bind((_HOST, 0))
                 self._ports[part] = opened.getsockname()[1]
 
-    def _make_secrets(self) -> None:
-        """Make certificates, node keys and tokens."""
-        secrets = self.folder / "secrets"
-        self._certificates = make_certificates(secrets)
-        for i in range(self.nodes):
-            make_node_key(secrets, _node(i))
-        make_tokens(secrets / "tokens", [_node(i) for i in range(self.nodes)])
-
-    def _public_key(self, i: int) -> Path:
-        return self.folder / "secrets" / f"{_node(i)}.pub"
-
     def _start_superlink(self) -> None:
-        security = ["--insecure"]
-        if self._certificates is not None:
-            security = [
-                *("--ssl-ca-certfile", str(self._certificates.authority)),
-                *("--ssl-certfile", str(self._certificates.certificate)),
-                *("--ssl-keyfile", str(self._certificates.key)),
-                "--enable-supernode-auth",
-            ]
-        port = self._ports[SUPERLINK]
-        self._launch(
-            SUPERLINK,
+        port = self._ports[_SUPERLINK]
+        self._parts.launch(
+            _SUPERLINK,
             "flower-superlink",
-            *security,
+            *self._security.superlink,
             *("--host", _HOST, "--port", str(port)),
             *self._superlink_options,
         )
@@ -266,56 +235,18 @@ class LocalFederation:
             with socket.socket() as probe:
                 if probe.connect_ex((_HOST, port)) == 0:
                     return
-            self._check(SUPERLINK, until, f"does not listen at port {port}")
-            time.sleep(_LOOK_SECONDS)
+            self._parts.check(_SUPERLINK, until)
+            time.sleep(LOOK_SECONDS)
 
     def _start_node(self, i: int) -> None:
-        security = ["--insecure"]
-        if self._certificates is not None:
-            security = [
-                *("--root-certificates", str(self._certificates.authority)),
-                *(
-                    "--auth-supernode-private-key",
-                    str(self.folder / "secrets" / _node(i)),
-                ),
-            ]
-        self._launch(
+        self._parts.launch(
             _node(i),
             "flower-supernode",
-            *security,
+            *self._security.node(i),
             *("--superlink", self.address),
             *("--host", _HOST, "--port", str(self._ports[_node(i)])),
             *("--node-config", self._node_configs[i]),
             *self._supernode_options,
-        )
-
-    def _launch(self, part: str, *command: str) -> None:
-        """Start a part of the federation."""
-        log = self.log_file(part)
-        self._log_starts[part] = log.stat().st_size if log.exists() else 0
-        environment = {**self.environment, PART_MARK: part}
-        environment[FEDERATION_MARK] = str(self.folder)
-        self._processes[part] = start(
-            [str(_bin() / command[0]), *command[1:]], environment=environment, log=log
-        )
-
-    def _wait_for_log(self, part: str, pattern: re.Pattern[str]) -> str:
-        """Wait until a part says something, and return the pattern's first group."""
-        until = time.monotonic() + self._timeout
-        while not (found := pattern.search(self.log(part))):
-            self._check(part, until, "has not come up")
-            time.sleep(_LOOK_SECONDS)
-        return found[1]
-
-    def _check(self, part: str, until: float, what: str) -> None:
-        """Raise if a part has ended, or should have done something by now."""
-        ended = self._processes[part].poll()
-        if ended is None and time.monotonic() < until:
-            return
-        how = f"{what} after {self._timeout:g} s" if ended is None else "has ended"
-        last = "\n".join(self.log(part).splitlines()[-_LAST_LINES:])
-        raise FlowerExtError(
-            f"{part} {how}. Its log {self.log_file(part)} ends:\n\n{last}"
         )
 
     # Where things are
@@ -323,44 +254,28 @@ class LocalFederation:
     @property
     def address(self) -> str:
         """Host and port of the SuperLink."""
-        return f"{_HOST}:{self._ports[SUPERLINK]}"
+        return f"{_HOST}:{self._ports[_SUPERLINK]}"
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment in which ``flwr`` finds this federation."""
-        return {
-            **os.environ,
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            **self._environment,
-            "FLWR_HOME": str(self.home),
-            # Flower starts its own programs by bare name.
-            "PATH": os.pathsep.join([str(_bin()), os.environ.get("PATH", os.defpath)]),
-        }
+        return dict(self._parts.environment)
 
     @property
     def edge_config(self) -> dict[str, Value]:
         """The run-config by which experiments/device_edge_llm reaches the edge."""
         if self._edge is None:
             raise InvalidInputError("There is no edge: give edge='default'.")
-        address = f"{_HOST}:{self._ports[EDGE]}"
-        if self._certificates is None:
-            return {"edge": address, "edge-plaintext": True}
-        return {
-            "edge": address,
-            "edge-tokens": str(self.folder / "secrets" / "tokens"),
-            "edge-certificate": str(self._certificates.authority),
-        }
+        address = f"{_HOST}:{self._ports[_EDGE]}"
+        return {"edge": address, **self._security.edge_config}
 
     def log_file(self, part: str) -> Path:
         """Return the log file of ``"superlink"``, ``"edge"`` or ``"node-0"``."""
-        return self.folder / f"{part}.log"
+        return self._parts.log_file(part)
 
     def log(self, part: str) -> str:
         """Return what a part has said since it was last started."""
-        with self.log_file(part).open("rb") as opened:
-            opened.seek(self._log_starts.get(part, 0))
-            return opened.read().decode(errors="replace")
+        return self._parts.log(part)
 
     def processes(self) -> dict[int, str]:
         """Return all running processes, from process id to the part's name."""
@@ -370,16 +285,15 @@ class LocalFederation:
         """Return the process ids of the ServerApps that are running."""
         return [
             process
-            for process in marked(self.folder, SUPERLINK)
-            if _runs(process, "flwr-serverapp")
+            for process in marked(self.folder, _SUPERLINK)
+            if runs_program(process, "flwr-serverapp")
         ]
 
     # Nodes and edge
 
     def online(self) -> int:
         """Return how many nodes the SuperLink has online."""
-        nodes = self._flwr("supernode", "list")["nodes"]
-        assert isinstance(nodes, list)
+        nodes = self._flwr.call("supernode", "list")["nodes"]
         return sum(node["status"] == "online" for node in nodes)
 
     def wait_online(self, count: int, timeout: float | None = None) -> None:
@@ -405,7 +319,7 @@ class LocalFederation:
                     f"{found} nodes are online after {limit:g} s, and {count} were "
                     f"waited for; see the logs in {self.folder}."
                 )
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)
 
     def kill_node(self, i: int, number: int = signal.SIGKILL) -> None:
         """Send a signal to a node's processes, that of its ClientApp included."""
@@ -413,7 +327,7 @@ class LocalFederation:
 
     def stop_node(self, i: int) -> None:
         """End a node in good order: the SuperLink has it offline at once."""
-        self._end(self._part(i))
+        self._parts.end(self._part(i))
 
     def restart_node(self, i: int) -> None:
         """Start a node again, and wait until it has connected.
@@ -424,14 +338,14 @@ class LocalFederation:
         part = self._part(i)
         until = time.monotonic() + self._timeout
         while True:
-            self._end(part)
+            self._parts.end(part)
             self._start_node(i)
             try:
-                self._wait_for_log(part, _NODE_ID)
+                self._parts.wait_for_log(part, _NODE_ID)
             except FlowerExtError:
-                if self._processes[part].poll() is None or time.monotonic() > until:
+                if not self._parts.has_ended(part) or time.monotonic() > until:
                     raise
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(LOOK_SECONDS)
             else:
                 return
 
@@ -445,7 +359,7 @@ class LocalFederation:
 
     def kill_edge(self) -> None:
         """Kill the edge."""
-        send(self.folder, signal.SIGKILL, EDGE)
+        send(self.folder, signal.SIGKILL, _EDGE)
 
     def restart_edge(self, *, wait: bool = True) -> None:
         """Start the edge, at the same address as before.
@@ -457,34 +371,29 @@ class LocalFederation:
         """
         if self._edge is None:
             raise InvalidInputError("There is no edge: give edge='default'.")
-        security = ["--plaintext"]
-        if self._certificates is not None:
-            security = [
-                *("--tls-cert", str(self._certificates.certificate)),
-                *("--tls-key", str(self._certificates.key)),
-                *("--token-file", str(self.folder / "secrets" / "tokens")),
-            ]
-        self._end(EDGE)
-        self._launch(
-            EDGE,
+        self._parts.end(_EDGE)
+        self._parts.launch(
+            _EDGE,
             "flower-ext",
             "edge",
-            *("--model", self._edge, "--host", _HOST, "--port", str(self._ports[EDGE])),
-            *security,
+            *(
+                "--model",
+                self._edge,
+                "--host",
+                _HOST,
+                "--port",
+                str(self._ports[_EDGE]),
+            ),
+            *self._security.edge,
             *self._edge_options,
         )
         if wait:
-            self._wait_for_log(EDGE, _EDGE_ADDRESS)
+            self._parts.wait_for_log(_EDGE, _EDGE_READY)
 
     def _part(self, i: int) -> str:
         if not 0 <= i < self.nodes:
             raise InvalidInputError(f"Nodes are 0 to {self.nodes - 1}, got {i}.")
         return _node(i)
-
-    def _end(self, part: str) -> None:
-        end_marked(self.folder, part, patience=_PATIENCE)
-        if part in self._processes:
-            self._processes.pop(part).wait()
 
     # Runs
 
@@ -527,70 +436,10 @@ class LocalFederation:
     ) -> Run:
         """Start a run, and do not wait for it; arguments as in :meth:`run`."""
         options = [] if run_config is None else ["-c", as_config(run_config)]
-        answer = self._flwr("run", str(app), options=options)
-        return Run(int(str(answer["run-id"])), self._flwr, self._read_log)
-
-    def _flwr(self, *arguments: str, options: Sequence[str] = ()) -> dict[str, object]:
-        """Run ``flwr`` and return its JSON."""
-        command = ["flwr", *arguments, CONNECTION, *options, "--format", "json"]
-        done = self._flower_command(command)
-        try:
-            answer = json.loads(done.stdout)
-        except json.JSONDecodeError:
-            answer = {}
-        if not isinstance(answer, dict) or not answer.get("success"):
-            said = answer.get("error-message") if isinstance(answer, dict) else None
-            raise FlowerExtError(
-                f"{' '.join(command)} failed: {said or done.stdout + done.stderr}"
-            )
-        return answer
-
-    def _read_log(self, run_id: int, follow: bool) -> str:
-        command = ["flwr", "log", str(run_id), CONNECTION]
-        if not follow:
-            return self._flower_command([*command, "--show"]).stdout
-        lines = []
-        with subprocess.Popen(
-            [str(_bin() / command[0]), *command[1:], "--stream"],
-            env={**self.environment, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                lines.append(line)
-        return "".join(lines)
-
-    def _flower_command(
-        self, command: Sequence[str]
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(_bin() / command[0]), *command[1:]],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        answer = self._flwr.call("run", str(app), options=options)
+        return Run(int(answer["run-id"]), self._flwr)
 
 
 def _node(i: int) -> str:
     """Return the name of a node's part."""
     return f"node-{i}"
-
-
-def _bin() -> Path:
-    """Return where this environment's programs are."""
-    return Path(sys.executable).parent
-
-
-def _runs(process: int, program: str) -> bool:
-    """Return whether a process runs a program."""
-    try:
-        arguments = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(Path(os.fsdecode(a)).name == program for a in arguments[:2])

@@ -19,7 +19,15 @@ from pathlib import Path
 
 from flower_ext.errors import FlowerExtError
 
-__all__ = ["FEDERATION_MARK", "PART_MARK", "end_marked", "marked", "send", "start"]
+__all__ = [
+    "FEDERATION_MARK",
+    "PART_MARK",
+    "end_marked",
+    "marked",
+    "runs_program",
+    "send",
+    "start",
+]
 
 FEDERATION_MARK = "FLOWER_EXT_FEDERATION"
 PART_MARK = "FLOWER_EXT_FEDERATION_PART"
@@ -158,3 +166,12 @@ def end_marked(folder: Path, part: str | None = None, *, patience: float) -> Non
     while marked(folder, part):
         send(folder, signal.SIGKILL, part)
         time.sleep(_LOOK_SECONDS)
+
+
+def runs_program(process: int, name: str) -> bool:
+    """Return whether a process runs a program of this name, itself or by a script."""
+    try:
+        arguments = (_PROC / str(process) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(Path(os.fsdecode(argument)).name == name for argument in arguments[:2])

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from flower_ext.deployment.flwr_command import FlwrCommand
 from flower_ext.errors import FlowerExtError
 
 __all__ = ["Run", "RunResult"]
-
-Flwr = Callable[..., dict[str, object]]
-"""Runs ``flwr`` with the arguments given, and returns its JSON."""
 
 _COMPLETED = "finished:completed"
 _LAST_LINES = 15
@@ -29,7 +26,7 @@ class RunResult:
         As ``flwr list`` has it: ``"finished:completed"``, ``"finished:failed"`` or
         ``"finished:stopped"``.
     details : str
-        What Flower says about it; empty if nothing.
+        What Flower says about it; ``"N/A"`` if nothing.
     log : str
         The ServerApp's log.
     """
@@ -55,9 +52,9 @@ class RunResult:
         if self.completed:
             return self
         last = "\n".join(self.log.splitlines()[-_LAST_LINES:])
-        said = f" ({self.details})" if self.details else ""
         raise FlowerExtError(
-            f"Run {self.run_id} is {self.status}{said}. Its log ends:\n\n{last}"
+            f"Run {self.run_id} is {self.status} ({self.details}). Its log ends:\n\n"
+            f"{last}"
         )
 
 
@@ -68,34 +65,27 @@ class Run:
     ----------
     run_id : int
         Flower's number of the run.
-    flwr : Callable
-        Runs ``flwr`` with the arguments given, and returns its JSON.
-    read_log : Callable[[int, bool], str]
-        Returns the log of a run; with True, after it has ended, having shown it
-        meanwhile.
+    flwr : FlwrCommand
+        Asks the run's SuperLink.
     """
 
-    def __init__(
-        self, run_id: int, flwr: Flwr, read_log: Callable[[int, bool], str]
-    ) -> None:
+    def __init__(self, run_id: int, flwr: FlwrCommand) -> None:
         self.run_id = run_id
         self._flwr = flwr
-        self._read_log = read_log
 
     def status(self) -> tuple[str, str]:
         """Return the run's status and its details, as ``flwr list`` has them."""
-        answer = self._flwr("list", "--run-id", str(self.run_id))
-        runs = answer["runs"]
-        assert isinstance(runs, list)
-        return str(runs[0]["status"]), str(runs[0].get("status-details") or "")
+        answer = self._flwr.call("list", options=["--run-id", str(self.run_id)])
+        run = answer["runs"][0]
+        return str(run["status"]), str(run["status-details"])
 
     def log(self) -> str:
         """Return the ServerApp's log up to now."""
-        return self._read_log(self.run_id, False)
+        return self._flwr.log(self.run_id)
 
     def stop(self) -> None:
         """Stop the run."""
-        self._flwr("stop", str(self.run_id))
+        self._flwr.call("stop", str(self.run_id))
 
     def wait(self, timeout: float = 600.0) -> RunResult:
         """Wait until the run has ended.
@@ -126,7 +116,7 @@ class Run:
 
     def follow(self) -> RunResult:
         """Print the ServerApp's log as it grows, until the run has ended."""
-        log = self._read_log(self.run_id, True)
+        log = self._flwr.follow_log(self.run_id)
         # The log can end a moment before the status changes.
         while not (found := self.status())[0].startswith("finished"):
             pass

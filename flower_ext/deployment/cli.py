@@ -1,0 +1,142 @@
+"""The command ``flower-ext federation``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import tempfile
+import threading
+import tomllib
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from flower_ext.deployment.federation import (
+    CONNECTION,
+    WITHOUT_INSTALLATION,
+    LocalFederation,
+)
+from flower_ext.deployment.settings import Value, as_config
+from flower_ext.errors import InvalidInputError
+
+__all__ = ["add_arguments", "run"]
+
+_INTERRUPTED = 130  # What shells report of a program that Ctrl-C has ended.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    add = parser.add_argument
+    add("--nodes", type=int, default=4, help="SuperNodes (default: 4)")
+    add(
+        "--tls",
+        action="store_true",
+        help="TLS, SuperNode authentication, and tokens at the edge",
+    )
+    add("--edge", metavar="MODEL", help="also run an edge with this target")
+    add(
+        "--run",
+        dest="app",
+        metavar="APP",
+        help="run this app, and end everything after it",
+    )
+    add(
+        "--run-config",
+        metavar="CONFIG",
+        action="append",
+        default=[],
+        help="over the app's own, as flwr run -c takes it; may be given again",
+    )
+    add(
+        "--node-config",
+        metavar="CONFIG",
+        action="append",
+        help="once for every node, in their order (default: partition-id and "
+        "num-partitions)",
+    )
+    add(
+        "--dir",
+        metavar="FOLDER",
+        help="for logs, certificates, keys and tokens (default: a new one)",
+    )
+    add(
+        "--install-dependencies",
+        action="store_true",
+        help="let Flower install the app's dependencies anew for every run",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Bring a federation up; run an app on it, or wait for a signal."""
+    app = None if options.app is None else Path(options.app)
+    app_keys = set() if app is None else _config_keys(app)
+    folder = options.dir or tempfile.mkdtemp(prefix="flower-ext-federation-")
+    federation = LocalFederation(
+        folder,
+        options.nodes,
+        tls=options.tls,
+        node_configs=options.node_config,
+        edge=options.edge,
+        superlink_options=()
+        if options.install_dependencies
+        else (WITHOUT_INSTALLATION,),
+    )
+    over = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        """Interrupt what is under way, once: ending is not to be interrupted."""
+        del number, frame
+        if not over.is_set():
+            over.set()
+            raise KeyboardInterrupt
+
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, end))
+        try:
+            print(f"Starting a federation; its logs go to {folder}", flush=True)
+            stack.enter_context(federation)
+            stack.callback(over.set)
+            edge = {} if options.edge is None else federation.edge_config
+            if app is None:
+                _tell(federation, edge)
+                over.wait()
+            asked = {key: value for key, value in edge.items() if key in app_keys}
+            configs = [as_config(asked), *options.run_config]
+            result = federation.run(str(app), " ".join(filter(None, configs)) or None)
+        except KeyboardInterrupt:
+            print("Ending the federation", flush=True)
+            return 0 if app is None else _INTERRUPTED
+        result.require_completed()
+        print(f"Run {result.run_id} has completed", flush=True)
+    return 0
+
+
+def _config_keys(app: Path) -> set[str]:
+    """Return the keys of an app's own run-config."""
+    file = app / "pyproject.toml"
+    try:
+        project = tomllib.loads(file.read_text(encoding="utf-8"))
+        return set(project["tool"]["flwr"]["app"].get("config", {}))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError) as error:
+        raise InvalidInputError(
+            f"--run {str(app)!r} is no Flower App: {file} must have [tool.flwr.app] "
+            f"({error!r})."
+        ) from error
+
+
+def _tell(federation: LocalFederation, edge: dict[str, Value]) -> None:
+    """Print how to use a federation from another terminal."""
+    print(
+        f"SuperLink at {federation.address}, {federation.nodes} SuperNodes online. "
+        "Run an app from another terminal:\n\n"
+        f"    FLWR_HOME={shlex.quote(str(federation.home))} flwr run APP {CONNECTION} "
+        "--stream\n"
+    )
+    if edge:
+        print(
+            "and experiments/device_edge_llm on the edge by adding\n\n"
+            f"    -c {shlex.quote(as_config(edge))}\n"
+        )
+    print("Ctrl-C ends the federation.", flush=True)
