@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flower_ext.strategies.dssd_evaluation import DSSDEvaluation
     from flower_ext.strategies.edgeprompt_evaluation import EdgePromptEvaluation
     from flower_ext.strategies.with_checkpoints import WithCheckpoints
+    from flower_ext.strategies.with_tensorboard import WithTensorBoard
 
 __all__ = [
     "CodedFedAvg",
@@ -24,6 +25,7 @@ __all__ = [
     "TwoStageCoded",
     "WithCheckpoints",
     "WithInference",
+    "WithTensorBoard",
 ]
 
 
@@ -31,6 +33,7 @@ _LATE = {
     "DSSDEvaluation": "flower_ext.strategies.dssd_evaluation",
     "EdgePromptEvaluation": "flower_ext.strategies.edgeprompt_evaluation",
     "WithCheckpoints": "flower_ext.strategies.with_checkpoints",
+    "WithTensorBoard": "flower_ext.strategies.with_tensorboard",
 }
 
 

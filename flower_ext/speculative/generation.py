@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 __all__ = ["DraftVerdict", "FinishReason", "Generation", "TokenOrigin", "TracedToken"]
@@ -109,7 +109,7 @@ class Generation:
     transmission_seconds: float
     seconds: float
     reconnections: int
-    verdicts: tuple[DraftVerdict, ...] = ()
+    verdicts: tuple[DraftVerdict, ...] = field(default=(), kw_only=True)
 
     def trace(self) -> list[TracedToken]:
         """Return all tokens of the text and, between them, those that were rejected.

@@ -21,8 +21,7 @@ Pair = tuple[LlamaForCausalLM, LlamaForCausalLM]
 
 def text(tokens: tuple[int, ...], *verdicts: DraftVerdict) -> Generation:
     """Return a generation of which only tokens and verdicts matter."""
-    numbers = [0] * 16
-    return Generation(tokens, "length", *numbers, verdicts=verdicts)  # type: ignore[arg-type]
+    return Generation(tokens, "length", *[0] * 16, verdicts=verdicts)
 
 
 def test_every_origin_is_told() -> None:
