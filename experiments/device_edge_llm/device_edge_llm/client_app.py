@@ -15,7 +15,11 @@ from device_edge_llm.settings import Settings
 from device_edge_llm.task import delay_model
 from device_edge_llm.task import train as train_drafter
 from flower_ext.clients import CodedClientApp, DSSDTask, EdgePromptTask, straggler_mod
+from flower_ext.errors import InvalidInputError
+from flower_ext.models import DEFAULT
 from flower_ext.network import Link
+
+DEVICE = "device"  # The role of nodes that take part.
 
 # Models of this size gain little from a second thread, and lose much on threads that
 # wait for those of other nodes.
@@ -28,10 +32,54 @@ def delays_mod(msg: Message, ctxt: Context, call_next: ClientAppCallable) -> Mes
     return straggler_mod(delays)(msg, ctxt, call_next)
 
 
+def role(context: Context) -> str:
+    """Return what the node is in the federation: a device, if its config is silent."""
+    return str(context.node_config.get("role", DEVICE))
+
+
+def own_partitions(context: Context) -> str | tuple[int, ...]:
+    """Return what the node trains on: nothing, unless it is a device."""
+    if role(context) != DEVICE:
+        return ()
+    return str(context.node_config.get("partitions", "all"))
+
+
+def own_number(context: Context) -> int:
+    """Return the number by which the node has prompts of its own.
+
+    Raises
+    ------
+    InvalidInputError
+        If the node is no device, or has no number.
+    """
+    if role(context) != DEVICE:
+        raise InvalidInputError(
+            f"This node takes no part: its role is {role(context)!r}, and only a "
+            f"{DEVICE!r} drafts and answers. Its node-config says so; leave role out, "
+            "or count it not in num-nodes."
+        )
+    if "partition-id" not in context.node_config:
+        raise InvalidInputError(
+            "This node has no number: start its SuperNode with --node-config "
+            "'partition-id=0', another number on each."
+        )
+    return int(context.node_config["partition-id"])
+
+
 def own_prompts(context: Context) -> list[str]:
     """Return the node's prompts."""
     settings = Settings.from_run_config(context.run_config)
-    return prompts_of(settings, int(context.node_config["partition-id"]))
+    return prompts_of(settings, own_number(context))
+
+
+def own_drafter(context: Context) -> str:
+    """Return the model whose architecture and tokenizer the node drafts with."""
+    return str(context.node_config.get("drafter", DEFAULT))
+
+
+def own_target(context: Context) -> str:
+    """Return the model that the node answers prompts with."""
+    return str(context.node_config.get("target", DEFAULT))
 
 
 def own_link(context: Context) -> Link:
@@ -44,18 +92,20 @@ def own_store(context: Context) -> Path | None:
     folder = Settings.from_run_config(context.run_config).store_dir
     if not folder:
         return None
-    return Path(folder).expanduser() / str(context.node_config["partition-id"])
+    return Path(folder).expanduser() / str(own_number(context))
 
 
-# Every node can make every partition, so any node can stand in for a straggler.
-app = CodedClientApp(partitions="all", mods=[delays_mod])
+# Every device can make every partition, so any can stand in for a straggler.
+app = CodedClientApp(partitions=own_partitions, mods=[delays_mod])
 
 # The drafter's weights come in the message; the target is the one that ships.
-app.evaluate("dssd")(DSSDTask(prompts=own_prompts, link=own_link))
+app.evaluate("dssd")(DSSDTask(prompts=own_prompts, drafter=own_drafter, link=own_link))
 
 # The same prompts, answered here by the target, of which the edge sees none.
 app.evaluate("edgeprompt")(
-    EdgePromptTask(prompts=own_prompts, link=own_link, store=own_store)
+    EdgePromptTask(
+        prompts=own_prompts, model=own_target, link=own_link, store=own_store
+    )
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from device_edge_llm.answers import Answers, answer_table, write_answers
@@ -24,7 +24,7 @@ from device_edge_llm.settings import BOTH, EDGEPROMPT, Settings
 from device_edge_llm.task import delay_model, make_drafter
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.report import write_page
-from flower_ext.strategies import TwoStageCoded, WithInference
+from flower_ext.strategies import TwoStageCoded, WithInference, WithTensorBoard
 
 NODES_TIMEOUT = 10.0  # seconds
 
@@ -81,7 +81,10 @@ def answer(grid: Grid, settings: Settings, answers: list[Answers]) -> None:
     idle = FedAvg(fraction_train=0.0, fraction_evaluate=0.0)
     strategy = WithInference(idle, evaluation)
     arrays = ArrayRecord({"none": Array(np.zeros(1, np.float32))})
-    strategy.start(grid, arrays, num_rounds=settings.num_server_rounds)
+    started: Strategy = strategy
+    if settings.tensorboard_dir:
+        started = WithTensorBoard(strategy, settings.tensorboard_dir)
+    started.start(grid, arrays, num_rounds=settings.num_server_rounds)
     for server_round, metrics in strategy.inference_metrics.items():
         answers.append(Answers.from_metrics(server_round, metrics, evaluation.prefix))
 
@@ -175,7 +178,10 @@ def train(
             + ("  skipped" if record.skipped else "")
         )
 
-    result = strategy.start(
+    started: Strategy = strategy
+    if settings.tensorboard_dir:
+        started = WithTensorBoard(strategy, settings.tensorboard_dir)
+    result = started.start(
         grid,
         arrays,
         num_rounds=settings.num_server_rounds,
@@ -219,12 +225,13 @@ def wait_for_nodes(grid: Grid, wanted: int) -> None:
     while (found := len(list(grid.get_node_ids()))) != wanted:
         if time.monotonic() > until:
             raise FlowerExtError(
-                f"The federation has {found} nodes, and num-nodes is {wanted}. Flower "
-                "simulates 2 nodes unless told otherwise; run:\n\n"
+                f"The federation has {found} nodes, and num-nodes is {wanted}. Have "
+                f"{wanted} SuperNodes running. Where nodes are simulated, "
+                "Flower makes 2 unless told otherwise; run:\n\n"
                 "    flwr run experiments/device_edge_llm --stream "
                 f"--federation-config 'num-supernodes={wanted} "
                 "client-resources-num-cpus=1'\n\n"
-                f"or train on {found} nodes: -c 'num-nodes={found} "
+                f"Or train on {found} nodes: -c 'num-nodes={found} "
                 f"stragglers={min(1, max(found - 1, 0))}'"
             )
         time.sleep(0.2)

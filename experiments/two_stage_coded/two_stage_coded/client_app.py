@@ -23,8 +23,13 @@ def delays_mod(msg: Message, ctxt: Context, call_next: ClientAppCallable) -> Mes
     return straggler_mod(delays)(msg, ctxt, call_next)
 
 
-# Every node can load every partition, so any node can stand in for a straggler.
-app = CodedClientApp(partitions="all", mods=[delays_mod])
+def own_partitions(context: Context) -> str:
+    """Return what the node's config says it holds; without that, it can load all."""
+    return str(context.node_config.get("partitions", "all"))
+
+
+# Where every node can load every partition, any node can stand in for a straggler.
+app = CodedClientApp(partitions=own_partitions, mods=[delays_mod])
 
 
 @app.train()

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from flower_ext.errors import FlowerExtError, InvalidInputError
-from flower_ext.strategies import CodedFedAvg, TwoStageCoded
+from flower_ext.strategies import CodedFedAvg, TwoStageCoded, WithTensorBoard
 from flower_ext.strategies.coded_strategy import CodedStrategy
 from two_stage_coded.data import load_data, load_partitions
 from two_stage_coded.edge import make_network, make_scheduler
@@ -115,8 +116,11 @@ def train(
             say(progress(report.rounds[-1], settings.num_server_rounds))
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
+    started: Strategy = strategy
+    if settings.tensorboard_dir:
+        started = WithTensorBoard(strategy, Path(settings.tensorboard_dir) / name)
     with only_warnings("flwr"):
-        strategy.start(
+        started.start(
             grid,
             ArrayRecord(net.state_dict()),
             num_rounds=settings.num_server_rounds,
@@ -191,12 +195,13 @@ def wait_for_nodes(grid: Grid, wanted: int) -> None:
     while (found := len(list(grid.get_node_ids()))) != wanted:
         if time.monotonic() > until:
             raise FlowerExtError(
-                f"The federation has {found} nodes, and num-nodes is {wanted}. Flower "
-                "simulates 2 nodes unless told otherwise; run:\n\n"
+                f"The federation has {found} nodes, and num-nodes is {wanted}. Have "
+                f"{wanted} SuperNodes running. Where nodes are simulated, "
+                "Flower makes 2 unless told otherwise; run:\n\n"
                 "    flwr run experiments/two_stage_coded --stream "
                 f"--federation-config 'num-supernodes={wanted} "
                 "client-resources-num-cpus=1'\n\n"
-                f"or compare the strategies on {found} nodes: -c 'num-nodes={found} "
+                f"Or compare the strategies on {found} nodes: -c 'num-nodes={found} "
                 f"stragglers={min(1, max(found - 1, 0))}'"
             )
         time.sleep(0.2)
@@ -208,7 +213,7 @@ def warm_up(grid: Grid, settings: Settings) -> None:
     Nodes take seconds to start and to load their data, which would be held against the
     first strategy.
     """
-    one_round = replace(settings, num_server_rounds=1)
+    one_round = replace(settings, num_server_rounds=1, tensorboard_dir="")
     train(grid, "(warm-up)", make_strategy("uncoded", one_round), one_round)
 
 
