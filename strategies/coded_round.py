@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.supercore import log
 
 from flower_ext.coding.assignment import ASSIGNMENT_KEY, Assignment
+from flower_ext.coding.parity import DEFAULT_TOLERANCE
 from flower_ext.coding.plan import Dispatch, Outcome, RoundPlan
 from flower_ext.coding.reply import ReplySummary
 from flower_ext.errors import InvalidInputError
@@ -18,6 +19,7 @@ from flower_ext.strategies.arrivals import Arrival, Sent
 from flower_ext.strategies.replies import CodedReply, accept_reply, content_bytes
 from flower_ext.strategies.staged_grid import LateReply, StagedGrid
 from flower_ext.strategies.timeline import Fate, RoundTimeline, TimelineRecorder
+from flower_ext.strategies.verification import RoundCheck
 
 __all__ = ["CodedRound", "Measured", "RoundReplies"]
 
@@ -53,6 +55,8 @@ class CodedRound:
         The metric that holds the number of examples.
     shares : Mapping[int, float]
         Shares of the carrier, by node, where a scheduler gives them out.
+    tolerance : float
+        What honest replies may differ by, relative to their magnitude, in (0, 0.1].
     """
 
     plan: RoundPlan
@@ -62,10 +66,12 @@ class CodedRound:
     seed: int | None
     weighted_by_key: str
     shares: Mapping[int, float] = field(default_factory=dict)
+    tolerance: float = DEFAULT_TOLERANCE
     replies: dict[int, CodedReply] = field(default_factory=dict)
     rejected: int = 0
     failed: int = 0
     late: list[LateReply] = field(default_factory=list)
+    contradicting: int = 0
     overheads: dict[int, float] = field(default_factory=dict)
     elapsed: float = 0.0
     bytes_up: int = 0
@@ -125,7 +131,19 @@ class CodedRound:
             )
         self.late = grid.late()
         self.outcome = plan.outcome()
+        self.contradicting = grid.late_checks.take()
+        self._remember(grid)
         return RoundReplies(self, messages)
+
+    def _remember(self, grid: StagedGrid) -> None:
+        """Keep sketches of the replies, where others are yet to come, to check them."""
+        plan = self.plan
+        if not plan.outstanding or not self.replies:
+            return
+        checked = RoundCheck(self.arrays, self.tolerance, limit=1, sampled=True)
+        for key, reply in self.replies.items():
+            checked.add(plan.dispatches[key], *reply)
+        grid.late_checks.remember(plan.server_round, checked, plan.outstanding, ())
 
     def _worth_waiting(self, grid: StagedGrid, at: float) -> bool:
         """Return whether the plan is unfinished, or a busy node may yet help it."""

@@ -24,6 +24,7 @@ from flwr.supercore import log
 
 from flower_ext.coding.assignment import REPLY_PREFIX
 from flower_ext.coding.gradient_code import check_count
+from flower_ext.coding.parity import DEFAULT_TOLERANCE
 from flower_ext.coding.plan import RoundPlan
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.network.edge_network import EdgeNetwork
@@ -34,6 +35,7 @@ from flower_ext.strategies.energy import EnergySpent
 from flower_ext.strategies.replies import accept_evaluation
 from flower_ext.strategies.staged_grid import StagedGrid, StagedTask
 from flower_ext.strategies.timeline import RoundTimeline, mark_late
+from flower_ext.strategies.verification import LateChecks
 
 __all__ = ["CodedStrategy"]
 
@@ -64,6 +66,10 @@ class CodedStrategy(FedAvg):
         The workers' links and devices; worker i is the node of partition-id i. Links
         are simulated, and energy is counted, with ``clock="virtual"`` only; in a real
         federation the devices tell a scheduler what work costs.
+    reply_tolerance : float (default: 1e-3)
+        How much replies that computed the same may differ, relative to their magnitude,
+        before they count as contradicting each other, in (0, 0.1]. What rounding on
+        different machines may come to; 1e-5 suffices where all machines are alike.
     **fedavg : Any
         All keyword arguments of Flower's
         :class:`~flwr.serverapp.strategy.FedAvg`. `fraction_train` and
@@ -85,6 +91,7 @@ class CodedStrategy(FedAvg):
         min_coverage: float = 0.8,
         seed: int | None = None,
         network: EdgeNetwork | None = None,
+        reply_tolerance: float = DEFAULT_TOLERANCE,
         **fedavg: Any,
     ) -> None:
         super().__init__(**fedavg)
@@ -113,7 +120,13 @@ class CodedStrategy(FedAvg):
                 "An EdgeNetwork's links are simulated on the virtual clock only: set "
                 "clock='virtual', or leave the links out of the network."
             )
+        if not 0 < reply_tolerance <= 0.1:
+            raise InvalidInputError(
+                f"reply_tolerance must lie in (0, 0.1], got {reply_tolerance}."
+            )
         self.network = network
+        self.reply_tolerance = reply_tolerance
+        self.liars: Counter[int] = Counter()
         self.num_partitions = num_partitions
         self.clock = clock
         self.deadline = deadline
@@ -211,6 +224,7 @@ class CodedStrategy(FedAvg):
         self.history.begin_run()
         self.round_metrics.clear()
         self.timelines.clear()
+        self.liars.clear()
         try:
             result = super().start(
                 staged,
@@ -259,6 +273,7 @@ class CodedStrategy(FedAvg):
             deadline=self.deadline,
             timeout=timeout,
             network=self.network,
+            late_checks=LateChecks(self.liars),
             **timing,
         )
 
@@ -316,6 +331,7 @@ class CodedStrategy(FedAvg):
             seed=self.seed,
             weighted_by_key=self.weighted_by_key,
             shares=shares,
+            tolerance=self.reply_tolerance,
         )
         spent = EnergySpent.of(grid.ledger)
         replies = coded_round.run(grid, timeout)
@@ -444,6 +460,7 @@ class CodedStrategy(FedAvg):
                 "stage-two-seconds": float(done.elapsed - stage_one),
                 "replies-used": len(outcome.weights),
                 "replies-late": len(done.late),
+                "replies-contradicting": done.contradicting,
                 "replies-rejected": done.rejected,
                 "replies-failed": done.failed,
                 "replies-unfinished": len(plan.outstanding),

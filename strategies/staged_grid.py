@@ -9,6 +9,7 @@ deadline taken from history where Flower's own would wait an hour for a straggle
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from logging import INFO, WARNING
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ from flower_ext.strategies.simulated_replies import (
     simulated_seconds,
     simulated_transfer,
 )
+from flower_ext.strategies.verification import LateChecks
 
 __all__ = ["LateReply", "StagedGrid", "StagedTask"]
 
@@ -109,6 +111,8 @@ class StagedGrid(GridWrapper):
     poller : Poller, optional
         Looks for replies, by the same clock; by default a
         :class:`~flower_ext.strategies.poller.ReplyPoller`.
+    late_checks : LateChecks, optional
+        Told of late replies, to check them.
     """
 
     def __init__(
@@ -123,8 +127,10 @@ class StagedGrid(GridWrapper):
         network: EdgeNetwork | None = None,
         clock: Clock | None = None,
         poller: Poller | None = None,
+        late_checks: LateChecks | None = None,
     ) -> None:
         super().__init__(grid)
+        self.late_checks = late_checks or LateChecks(Counter())
         self._clock = clock or WallClock()
         self.virtual = virtual
         self.history = history
@@ -434,6 +440,7 @@ class StagedGrid(GridWrapper):
                 message.error.code,
                 message.error.reason,
             )
+            self.late_checks.unanswered(sent)
             return
         try:
             summary = summary_of(message, sent.assignment)
@@ -455,6 +462,7 @@ class StagedGrid(GridWrapper):
                     arrival.at,
                 )
             )
+            self.late_checks.arrived(arrival, summary)
         except InvalidInputError as error:
             log(WARNING, "Late reply of node %d is of no use: %s", sent.node_id, error)
 

@@ -107,6 +107,7 @@ def test_round_metrics_say_how_a_round_went(federation: type[Federation]) -> Non
         "stage-two-seconds": 0.0,
         "replies-used": 3,
         "replies-late": 0,
+        "replies-contradicting": 0,
         "replies-rejected": 0,
         "replies-failed": 0,
         "replies-unfinished": 1,
