@@ -76,6 +76,7 @@ class Settings:
     store_dir: str
     target_acceptance: float
     results_dir: str
+    tensorboard_dir: str
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Value]) -> Settings:

@@ -70,6 +70,7 @@ class Settings:
     seed: int
     target_accuracy: float
     results_dir: str
+    tensorboard_dir: str
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Value]) -> Settings:
