@@ -1,0 +1,1 @@
+"""Times how replies reach a ServerApp."""
