@@ -31,6 +31,8 @@ def apply_replies(
     arrays: ArrayRecord,
     replies: Sequence[tuple[ArrayRecord, float]],
     examples: float,
+    *,
+    release: bool = False,
 ) -> ArrayRecord:
     """Return the global arrays moved by the weighted mean of the replies.
 
@@ -42,6 +44,9 @@ def apply_replies(
         Coded replies Σ b_k n_k Δ_k and their decoding weights; checked before.
     examples : float
         Σ c_k n_k, what the weighted sum is divided by, positive.
+    release : bool (default: False)
+        Whether to take each array out of the replies' records once it is folded in, so
+        that its memory is free before the next one is.
 
     Returns
     -------
@@ -60,6 +65,10 @@ def apply_replies(
             (view(name, coded[name]), weight / examples) for coded, weight in replies
         ]
         moved[name] = _moved(name, received, parts)
+        if release:
+            del parts
+            for coded, _ in replies:
+                del coded[name]
     return ArrayRecord(moved)
 
 

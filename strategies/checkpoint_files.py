@@ -1,9 +1,11 @@
 """Checkpoints as files: written whole or not at all, and checked when they are read.
 
-A checkpoint of round r is ``round-00000r.safetensors`` with the arrays and
-``round-00000r.json`` with everything else, and both files' SHA-256. The JSON file is
-renamed into place last, when both are on the disk: a file of arrays without one does
-not count.
+A checkpoint of round r is ``round-00000r.safetensors`` with the arrays,
+``round-00000r.json`` with everything else that changes, and ``told-00000r.json`` with
+what the rounds since the last checkpoint have left behind, such as their metrics; each
+with its SHA-256. ``round-00000r.json`` is renamed into place last, when all are on the
+disk: what it is not there for does not count. Old checkpoints are removed; what rounds
+have left behind stays, so that a checkpoint is as small after a thousand rounds.
 """
 
 from __future__ import annotations
@@ -41,11 +43,15 @@ class Checkpoint(NamedTuple):
     server_round : int
         The round, from 0: nothing trained yet.
     state : State
-        What was saved.
+        What a run goes on from.
+    told : dict[int, State]
+        What each round has left behind, by round. Where it is written: that of the
+        rounds which the folder does not have yet; the checkpoint's own is in `state`.
     """
 
     server_round: int
     state: State
+    told: dict[int, State]
 
 
 class CheckpointFolder:
@@ -104,19 +110,23 @@ class CheckpointFolder:
             raise InvalidInputError(
                 f"safetensors cannot hold arrays of one of the dtypes {kinds}: {error}"
             ) from error
-        told = {
-            "format": _FORMAT,
-            "round": checkpoint.server_round,
-            "arrays_sha256": hashlib.sha256(data).hexdigest(),
-            "state": state,
+        # No arrays are among what rounds leave behind.
+        told = {str(r): encode(left, {}) for r, left in checkpoint.told.items()}
+        files = {
+            self._tensors(checkpoint.server_round): data,
+            self._told(checkpoint.server_round): _sealed({"told": told}),
+            self._json(checkpoint.server_round): _sealed(
+                {
+                    "format": _FORMAT,
+                    "round": checkpoint.server_round,
+                    "arrays_sha256": hashlib.sha256(data).hexdigest(),
+                    "state": state,
+                }
+            ),
         }
-        told["sha256"] = _digest(told)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name, content in (
-                (self._tensors(checkpoint.server_round), data),
-                (self._json(checkpoint.server_round), json.dumps(told).encode()),
-            ):
+            for name, content in files.items():
                 _write_atomically(self.path / name, content)
         except OSError as error:
             raise InvalidInputError(
@@ -159,9 +169,7 @@ class CheckpointFolder:
                 yield None, f"{name} is damaged ({type(error).__name__}: {error})."
 
     def _read(self, server_round: int) -> Checkpoint:
-        told = json.loads((self.path / self._json(server_round)).read_bytes())
-        if told.pop("sha256") != _digest(told):
-            raise ValueError("it is not what was written")
+        told = _unsealed(self.path / self._json(server_round))
         if told["format"] != _FORMAT:
             raise _NewerFormatError(
                 f"The checkpoints in {self.path} have format {told['format']!r}, this "
@@ -170,11 +178,32 @@ class CheckpointFolder:
         data = (self.path / self._tensors(server_round)).read_bytes()
         if hashlib.sha256(data).hexdigest() != told["arrays_sha256"]:
             raise ValueError("its arrays are not those that were written")
-        return Checkpoint(told["round"], decode(told["state"], load(data)))
+        state = decode(told["state"], load(data))
+        earlier = self._read_told(server_round)
+        return Checkpoint(server_round, state, {**earlier, server_round: state["left"]})
+
+    def _read_told(self, last: int) -> dict[int, State]:
+        """Return what the rounds up to one have left behind."""
+        found: dict[int, State] = {}
+        for path in sorted(self.path.glob("told-*.json")):
+            if path.name > self._told(last):
+                continue
+            try:
+                told = _unsealed(path)["told"]
+            except (OSError, ValueError, KeyError) as error:
+                # Nothing that the run needs to go on.
+                log(WARNING, "%s is damaged (%s): metrics are lost", path.name, error)
+                continue
+            found |= {int(r): decode(left, {}) for r, left in told.items()}
+        return found
 
     @staticmethod
     def _json(server_round: int) -> str:
         return f"round-{server_round:06d}.json"
+
+    @staticmethod
+    def _told(server_round: int) -> str:
+        return f"told-{server_round:06d}.json"
 
     @staticmethod
     def _tensors(server_round: int) -> str:
@@ -182,8 +211,20 @@ class CheckpointFolder:
 
 
 def _digest(told: dict[str, Any]) -> str:
-    """Return what tells whether a JSON file is as it was written."""
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed(told: dict[str, Any]) -> bytes:
+    """Return JSON that tells whether it is as it was written."""
+    return json.dumps({**told, "sha256": _digest(told)}).encode()
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    """Return what :func:`_sealed` was given, or raise a ``ValueError``."""
+    told: dict[str, Any] = json.loads(path.read_bytes())
+    if told.pop("sha256") != _digest(told):
+        raise ValueError("it is not what was written")
+    return told
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

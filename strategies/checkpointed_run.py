@@ -23,7 +23,6 @@ from flower_ext.strategies.checkpoint_files import Checkpoint, CheckpointFolder
 __all__ = ["CheckpointedRun", "Resumable"]
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-_Metrics = dict[int, MetricRecord]
 
 
 @runtime_checkable
@@ -36,6 +35,14 @@ class Resumable(Protocol):
 
     def resume(self, state: State) -> None:
         """Go on from what :meth:`checkpoint` returned, in another process."""
+        ...
+
+    def left_behind(self, server_round: int) -> State:
+        """Return what a round has left behind that changes no more, without arrays."""
+        ...
+
+    def put_back(self, server_round: int, left: State) -> None:
+        """Take back what :meth:`left_behind` returned."""
         ...
 
 
@@ -80,14 +87,18 @@ class CheckpointedRun:
         self._settings = dict(settings)
         self._evaluate_fn = evaluate_fn
         self._done = -1 if saved is None else saved.server_round
-        self._train: _Metrics = {}
-        self._evaluated: _Metrics = {}
-        self._served: _Metrics = {}
+        self._metrics: dict[str, dict[int, MetricRecord]] = {
+            "train": {},
+            "evaluate": {},
+            "server": {},
+        }
+        # What rounds have left behind that the folder does not have yet.
+        self._untold = [] if saved is None else sorted(saved.told)
         if saved is not None:
-            metrics = saved.state["metrics"]
-            self._train = metrics["train"]
-            self._evaluated = metrics["evaluate"]
-            self._served = metrics["server"]
+            for server_round, left in saved.told.items():
+                for name, metrics in self._metrics.items():
+                    if left[name] is not None:
+                        metrics[server_round] = left[name]
         self._before = [_plain_attributes(strategy) for strategy in strategies]
 
     def configure_train(
@@ -109,10 +120,10 @@ class CheckpointedRun:
             assert self._saved is not None
             last = server_round == self._done
             arrays: ArrayRecord | None = self._saved.state["arrays"] if last else None
-            return arrays, self._train.get(server_round)
+            return arrays, self._metrics["train"].get(server_round)
         arrays, metrics = self.own["aggregate_train"](server_round, replies)
         if metrics is not None:
-            self._train[server_round] = metrics
+            self._metrics["train"][server_round] = metrics
         return arrays, metrics
 
     def configure_evaluate(
@@ -131,32 +142,34 @@ class CheckpointedRun:
     ) -> MetricRecord | None:
         """Return what was saved of a round that is done."""
         if server_round <= self._done:
-            return self._evaluated.get(server_round)
+            return self._metrics["evaluate"].get(server_round)
         metrics: MetricRecord | None = self.own["aggregate_evaluate"](
             server_round, replies
         )
         if metrics is not None:
-            self._evaluated[server_round] = metrics
+            self._metrics["evaluate"][server_round] = metrics
         return metrics
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Save a round, then evaluate its model as the user wants."""
         if server_round == 0 and self._saved is not None:
-            self._resume(self._saved.state)
+            self._resume(self._saved)
         if server_round < self._done:
-            return self._served.get(server_round)
+            return self._metrics["server"].get(server_round)
         if server_round > self._done and self._due(server_round):
             self._save(server_round, arrays)
+        self._untold.append(server_round)
         if self._evaluate_fn is None:
             return None
         metrics = self._evaluate_fn(server_round, arrays)
         if metrics is not None:
-            self._served[server_round] = metrics
+            self._metrics["server"][server_round] = metrics
         return metrics
 
     # -- what is saved -----------------------------------------------------------------
 
     def _save(self, server_round: int, arrays: ArrayRecord) -> None:
+        told = {r: self._left_behind(r) for r in self._untold}
         self._folder.save(
             Checkpoint(
                 server_round,
@@ -168,16 +181,23 @@ class CheckpointedRun:
                         )
                     ],
                     "arrays": arrays,
-                    "metrics": {
-                        "train": self._train,
-                        "evaluate": self._evaluated,
-                        "server": self._served,
-                    },
                     "random": _random_states(),
                     "settings": self._settings,
+                    # To be told once the user has evaluated it.
+                    "left": self._left_behind(server_round),
                 },
+                told,
             )
         )
+        self._untold = []
+
+    def _left_behind(self, server_round: int) -> State:
+        left: State = {n: m.get(server_round) for n, m in self._metrics.items()}
+        left["strategies"] = [
+            s.left_behind(server_round) if isinstance(s, Resumable) else None
+            for s in self._strategies
+        ]
+        return left
 
     def _states(self) -> list[State]:
         states = []
@@ -190,12 +210,16 @@ class CheckpointedRun:
             states.append({name: vars(strategy)[name] for name in changed})
         return states
 
-    def _resume(self, state: State) -> None:
-        for strategy, saved in zip(self._strategies, state["strategies"], strict=True):
-            if isinstance(strategy, Resumable):
-                strategy.resume(saved["state"])
-            else:
-                vars(strategy).update(saved["state"])
+    def _resume(self, saved: Checkpoint) -> None:
+        state = saved.state
+        for i, strategy in enumerate(self._strategies):
+            own = state["strategies"][i]["state"]
+            if not isinstance(strategy, Resumable):
+                vars(strategy).update(own)
+                continue
+            strategy.resume(own)
+            for server_round, left in sorted(saved.told.items()):
+                strategy.put_back(server_round, left["strategies"][i])
         _restore_random_states(state["random"])
         log(INFO, "Resumed: what follows up to round %d is done already", self._done)
 

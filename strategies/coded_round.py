@@ -19,7 +19,7 @@ from flower_ext.strategies.arrivals import Arrival, Sent
 from flower_ext.strategies.replies import CodedReply, accept_reply, content_bytes
 from flower_ext.strategies.staged_grid import LateReply, StagedGrid
 from flower_ext.strategies.timeline import Fate, RoundTimeline, TimelineRecorder
-from flower_ext.strategies.verification import RoundCheck
+from flower_ext.strategies.verification import RoundCheck, sorted_nodes, verdict
 
 __all__ = ["CodedRound", "Measured", "RoundReplies"]
 
@@ -57,6 +57,8 @@ class CodedRound:
         Shares of the carrier, by node, where a scheduler gives them out.
     tolerance : float
         What honest replies may differ by, relative to their magnitude, in (0, 0.1].
+    verify_replies : int (default: 0)
+        As many nodes as may lie.
     """
 
     plan: RoundPlan
@@ -67,11 +69,15 @@ class CodedRound:
     weighted_by_key: str
     shares: Mapping[int, float] = field(default_factory=dict)
     tolerance: float = DEFAULT_TOLERANCE
+    verify_replies: int = 0
     replies: dict[int, CodedReply] = field(default_factory=dict)
     rejected: int = 0
     failed: int = 0
     late: list[LateReply] = field(default_factory=list)
     contradicting: int = 0
+    liars: set[int] = field(default_factory=set)
+    contradiction: str = ""
+    _check: RoundCheck | None = None
     overheads: dict[int, float] = field(default_factory=dict)
     elapsed: float = 0.0
     bytes_up: int = 0
@@ -101,6 +107,9 @@ class CodedRound:
         self.recorder.begin(start)
         limit = math.inf if grid.virtual else timeout
         messages: list[Message] = []
+        if self.verify_replies:
+            plan.verify(self.verify_replies)
+            self._check = self._new_check(sampled=False)
         self._push(grid, plan.start(), 0.0)
         at = 0.0
         while True:
@@ -133,6 +142,7 @@ class CodedRound:
         self.outcome = plan.outcome()
         self.contradicting = grid.late_checks.take()
         self._remember(grid)
+        self._leave_out()
         return RoundReplies(self, messages)
 
     def _remember(self, grid: StagedGrid) -> None:
@@ -140,16 +150,44 @@ class CodedRound:
         plan = self.plan
         if not plan.outstanding or not self.replies:
             return
-        checked = RoundCheck(self.arrays, self.tolerance, limit=1, sampled=True)
-        for key, reply in self.replies.items():
-            checked.add(plan.dispatches[key], *reply)
-        grid.late_checks.remember(plan.server_round, checked, plan.outstanding, ())
+        checked = self._check
+        if checked is None:
+            checked = self._new_check(sampled=True)
+            for key, reply in self.replies.items():
+                checked.add(plan.dispatches[key], *reply)
+        grid.late_checks.remember(
+            plan.server_round, checked, plan.outstanding, self.liars
+        )
+
+    def _new_check(self, sampled: bool) -> RoundCheck:
+        limit = max(self.verify_replies, 1)
+        return RoundCheck(self.arrays, self.tolerance, limit, sampled)
+
+    def _leave_out(self) -> None:
+        """Where replies are verified, keep none that is not; measure how it went."""
+        if not self.verify_replies:
+            return
+        plan = self.plan
+        trusted = set(plan.received if plan.complete else plan.verified())
+        for key in self.replies.keys() - trusted:
+            coded, _ = self.replies.pop(key)
+            coded.clear()
+        if not plan.complete and not self.contradiction:
+            log(
+                WARNING,
+                "train: too few nodes computed the same for the replies to be verified "
+                "against %d that may lie; only %d of %d partitions are",
+                self.verify_replies,
+                len({p for k in trusted for p in plan.dispatches[k].partitions}),
+                len(plan.partitions),
+            )
+        self.measured |= {"liars": len(self.liars), "verified": int(plan.complete)}
 
     def _worth_waiting(self, grid: StagedGrid, at: float) -> bool:
         """Return whether the plan is unfinished, or a busy node may yet help it."""
         if self.plan.outstanding or self.plan.wake_at < math.inf:
             return not self.plan.finished(at)
-        if self.plan.decodable:
+        if self.plan.complete:
             return False
         if self.plan.closed and not self.plan.dispatches:
             return True  # until the deadline, for batteries to be charged
@@ -222,7 +260,7 @@ class CodedRound:
             grid.note_late(arrival)
             self._push(grid, self._freed(grid, sent, at), at)
             return
-        reply = self._accepted(sent, message, sent.assignment)
+        reply = self._accepted(dispatch, message, sent.assignment)
         if reply is None:
             fate: Fate = "failed" if message.has_error() else "rejected"
             self.recorder.answered(dispatch.key, at, fate)
@@ -238,6 +276,24 @@ class CodedRound:
         if self.plan.decodable:
             self.recorder.decoded(at)
         self._push(grid, wanted, at)
+        self._judge(grid, dispatch, at)
+
+    def _judge(self, grid: StagedGrid, dispatch: Dispatch, at: float) -> None:
+        """Check a reply against the others, and tell the plan whom to doubt."""
+        if self._check is None:
+            return
+        if not self.contradiction:
+            related = self._check.related(dispatch.key)
+            if self._check.report(related).consistent:
+                return
+        report = self._check.report()
+        liars, suspects = sorted_nodes(report.liars), sorted_nodes(report.suspects)
+        told = verdict(report, self.verify_replies)
+        if told != self.contradiction:
+            self.contradiction = told
+            log(WARNING, "train: replies contradict each other: %s", told)
+        self.liars = set(liars)
+        self._push(grid, self.plan.doubt(liars, suspects, report.least, at), at)
 
     def _freed(self, grid: StagedGrid, sent: Sent, at: float) -> list[Dispatch]:
         """Offer a node to the plan that has answered something else."""
@@ -248,15 +304,16 @@ class CodedRound:
         return self.plan.idle(sent.node_id, held, at)
 
     def _accepted(
-        self, sent: Sent, message: Message, assignment: Assignment
+        self, dispatch: Dispatch, message: Message, assignment: Assignment
     ) -> CodedReply | None:
         """Check a reply; log why if it is of no use."""
+        node_id = dispatch.worker
         if message.has_error():
             self.failed += 1
             log(
                 WARNING,
                 "train: node %d failed on partitions %s (code %d): %s",
-                sent.node_id,
+                node_id,
                 list(assignment.partitions),
                 message.error.code,
                 message.error.reason,
@@ -264,15 +321,20 @@ class CodedRound:
             return None
         self.bytes_up += content_bytes(message.content)
         try:
+            if node_id in self.liars:
+                raise InvalidInputError("it has sent false replies in this round.")
             reply = accept_reply(message, assignment, self.arrays)
-            self._agree(sent.node_id, reply[1])
+            if self._check is None:
+                self._agree(node_id, reply[1])
+            else:  # which does not take the first to count for right
+                self._check.add(dispatch, *reply)
             return reply
         except InvalidInputError as error:
             self.rejected += 1
             log(
                 WARNING,
                 "train: the reply of node %d was rejected: %s",
-                sent.node_id,
+                node_id,
                 error,
             )
             return None
@@ -307,6 +369,12 @@ class CodedRound:
         return self.recorder.timeline(
             plan.server_round, plan.stage_two_at, self.elapsed, outcome, skipped
         )
+
+    def release(self) -> None:
+        """Let go of all arrays: Flower keeps a round's messages until the next one."""
+        for coded, _ in self.replies.values():
+            coded.clear()
+        self.replies.clear()
 
     def log_summary(self, coverage: float) -> None:
         """Log how the round went, in one line."""

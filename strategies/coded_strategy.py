@@ -66,6 +66,13 @@ class CodedStrategy(FedAvg):
         The workers' links and devices; worker i is the node of partition-id i. Links
         are simulated, and energy is counted, with ``clock="virtual"`` only; in a real
         federation the devices tell a scheduler what work costs.
+    verify_replies : int (default: 0)
+        Let a round last until its replies decode without those of any so many nodes,
+        at most 4. The lies of so many are then detected, and with twice as many spare
+        replies the liars are named, left out, and counted in :attr:`liars` by node id.
+        Every partition is computed at least once more for each. What is not verified
+        at the deadline does not count: it is for `min_coverage` to say whether the
+        rest suffices.
     reply_tolerance : float (default: 1e-3)
         How much replies that computed the same may differ, relative to their magnitude,
         before they count as contradicting each other, in (0, 0.1]. What rounding on
@@ -91,6 +98,7 @@ class CodedStrategy(FedAvg):
         min_coverage: float = 0.8,
         seed: int | None = None,
         network: EdgeNetwork | None = None,
+        verify_replies: int = 0,
         reply_tolerance: float = DEFAULT_TOLERANCE,
         **fedavg: Any,
     ) -> None:
@@ -125,6 +133,9 @@ class CodedStrategy(FedAvg):
                 f"reply_tolerance must lie in (0, 0.1], got {reply_tolerance}."
             )
         self.network = network
+        self.verify_replies = check_count(
+            "verify_replies", verify_replies, low=0, high=4
+        )
         self.reply_tolerance = reply_tolerance
         self.liars: Counter[int] = Counter()
         self.num_partitions = num_partitions
@@ -220,7 +231,7 @@ class CodedStrategy(FedAvg):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
         """Execute the strategy over a staged grid; parameters as in Flower."""
-        staged = self._stage(grid, timeout)
+        staged = self._staged = self._stage(grid, timeout)
         self.history.begin_run()
         self.round_metrics.clear()
         self.timelines.clear()
@@ -247,7 +258,6 @@ class CodedStrategy(FedAvg):
         return {
             "history": self.history.state(),
             "examples": dict(self._examples),
-            "round_metrics": dict(self.round_metrics),
             "grid": None if self._staged is None else self._staged.checkpoint(),
         }
 
@@ -255,9 +265,23 @@ class CodedStrategy(FedAvg):
         """Go on from a :meth:`checkpoint`, in a run that has begun."""
         self.history.restore(state["history"])
         self._examples = dict(state["examples"])
-        self.round_metrics.update(state["round_metrics"])
         if self._staged is not None and state["grid"] is not None:
             self._staged.resume(state["grid"])
+
+    def left_behind(self, server_round: int) -> dict[str, Any]:
+        """Return what a round has left behind, for :meth:`put_back`."""
+        line = self.timelines.get(server_round)
+        return {
+            "metrics": self.round_metrics.get(server_round),
+            "timeline": None if line is None else line.to_json(),
+        }
+
+    def put_back(self, server_round: int, left: dict[str, Any]) -> None:
+        """Take back what a round of the run that is resumed has left behind."""
+        if left["metrics"] is not None:
+            self.round_metrics[server_round] = left["metrics"]
+        if left["timeline"] is not None:
+            self.timelines[server_round] = RoundTimeline.from_json(left["timeline"])
 
     def _renamed(self, names: Mapping[int, int]) -> None:
         """Take note of nodes that have other ids than in the checkpoint."""
@@ -332,10 +356,12 @@ class CodedStrategy(FedAvg):
             weighted_by_key=self.weighted_by_key,
             shares=shares,
             tolerance=self.reply_tolerance,
+            verify_replies=self.verify_replies,
         )
         spent = EnergySpent.of(grid.ledger)
         replies = coded_round.run(grid, timeout)
         grid.outdate()
+        self.liars.update(coded_round.liars)
         coded_round.measured |= spent.since(grid)
         coded_round.measured |= self._settled(grid, coded_round)
         if coded_round.plan.problem and not self.round_metrics:
@@ -396,10 +422,12 @@ class CodedStrategy(FedAvg):
                 f"its replies cover {100 * coverage:.0f} % of the examples, "
                 f"min_coverage is {100 * self.min_coverage:.0f} %"
             )
+            if done.contradiction:
+                reason = f"{reason}; {done.contradiction}"
         else:
             parts = [(arrays, w) for (arrays, _), w in used]
             try:
-                new_arrays = apply_replies(done.arrays, parts, examples)
+                new_arrays = apply_replies(done.arrays, parts, examples, release=True)
             except InvalidInputError as error:
                 reason = str(error)
         done.log_summary(coverage)
@@ -420,7 +448,7 @@ class CodedStrategy(FedAvg):
         mark_late(self.timelines, done.late)
         for name, value in record.items():
             metrics[REPLY_PREFIX + name] = value
-        done.replies.clear()
+        done.release()
         return new_arrays, metrics
 
     def _partition_contents(self, done: CodedRound) -> list[RecordDict]:

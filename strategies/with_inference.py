@@ -129,12 +129,20 @@ class WithInference(Strategy):
             )
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return what has been measured so far."""
-        return {"inference_metrics": dict(self.inference_metrics)}
+        """Return what another process needs to go on: evaluations remember nothing."""
+        return {}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`checkpoint`, in a run that has begun."""
-        self.inference_metrics.update(state["inference_metrics"])
+
+    def left_behind(self, server_round: int) -> dict[str, Any]:
+        """Return what was measured in a round, for :meth:`put_back`."""
+        return {"metrics": self.inference_metrics.get(server_round)}
+
+    def put_back(self, server_round: int, left: dict[str, Any]) -> None:
+        """Take back what was measured in a round of the run that is resumed."""
+        if left["metrics"] is not None:
+            self.inference_metrics[server_round] = left["metrics"]
 
     def summary(self) -> None:
         """Log summary configuration of the evaluations and the strategy."""

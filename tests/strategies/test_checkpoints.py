@@ -19,6 +19,7 @@ from flower_ext.errors import InvalidInputError
 from flower_ext.network import Device, EdgeNetwork, Link
 from flower_ext.scheduling import LyapunovScheduler, Random
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded, WithCheckpoints
+from flower_ext.strategies.coded_strategy import CodedStrategy
 
 if TYPE_CHECKING:
     from tests.strategies.conftest import Federation
@@ -120,7 +121,10 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
         )
 
         same(whole, resumed)
-        assert again.round_metrics == through.round_metrics  # type: ignore[attr-defined]
+        assert isinstance(again, CodedStrategy)
+        assert isinstance(through, CodedStrategy)
+        assert again.round_metrics == through.round_metrics
+        assert again.timelines.keys() == through.timelines.keys()
 
 
 def test_replies_are_under_way_when_the_run_ends(
@@ -219,7 +223,7 @@ def test_what_has_been_reported_is_on_the_disk(
     assert reported == [0, 1, 2, 3, 3, 4, 5]
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"round-{r:06d}.{kind}" for r in (4, 5) for kind in ("json", "safetensors")
-    ]
+    ] + [f"told-{r:06d}.json" for r in range(6)]
 
 
 def training() -> TwoStageCoded:
