@@ -143,7 +143,13 @@ def bars(
         "y": [_known(value) for value in y],
         "marker": {
             "color": f"var(--series-{index % len(DASHES)})",
-            "pattern": {"shape": patterns[index % len(patterns)], "solidity": 0.25},
+            "pattern": {
+                "shape": patterns[index % len(patterns)],
+                "fillmode": "overlay",
+                "fgcolor": "var(--back)",
+                "fgopacity": 0.6,
+                "solidity": 0.25,
+            },
         },
         **more,
     }

@@ -41,14 +41,15 @@
                     font: { color: "var(--text)" } },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: "var(--quiet)",
                  activecolor: "var(--text)" },
-      dragmode: touch ? false : "zoom", // a finger scrolls the page
+      dragmode: touch || innerWidth < 640 ? false : "zoom", // a finger scrolls
       showlegend: true,
       ...layout,
       xaxis: { ...axis, ...layout.xaxis },
       yaxis: { ...axis, ...layout.yaxis },
     };
     return Plotly.react(`plot-${name}`, coloured(traces), coloured(whole), {
-      responsive: true, displaylogo: false, displayModeBar: "hover",
+      responsive: true, displaylogo: false,
+      displayModeBar: innerWidth < 640 ? false : "hover", // else over the legend
       // These alone: others of plotly's send the figure to a server.
       modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d",
                         "resetScale2d"]],
@@ -71,7 +72,8 @@
   const label = (worker) => `node ${worker}`;
   const marker = (fate) => ({
     color: `var(--${fate})`,
-    pattern: { shape: FATES[fate], solidity: 0.3 },
+    pattern: { shape: FATES[fate], fillmode: "overlay", fgcolor: "var(--back)",
+               fgopacity: 0.6, solidity: 0.3 },
     line: { color: "var(--back)", width: 1 },
   });
   const height = (id, count) => {
@@ -94,6 +96,7 @@
         x: of.map((d) => stop(d) - d.sent_at),
         text: of.map((d) => `${d.stage}: ${d.partitions.join(", ")}`),
         textposition: "inside", insidetextanchor: "start", constraintext: "none",
+        insidetextfont: { color: "var(--back)" }, textangle: 0,
         cliponaxis: true,
         hovertext: of.map((d) =>
           `${label(d.worker)}, stage ${d.stage}: partitions ${d.partitions.join(", ")}` +

@@ -50,11 +50,9 @@ def told(found: Mapping[str, Any]) -> str:
         words.append("Too little had come back: the model was kept.")
     if stage_two is not None:
         words.append(f"Stage two began at {stage_two:.2f} s.")
-    by_fate: dict[str, list[str]] = {}
+    by_fate: dict[str, set[int]] = {}
     for each in found["dispatches"]:
-        nodes = by_fate.setdefault(each["fate"], [])
-        if str(each["worker"]) not in nodes:
-            nodes.append(str(each["worker"]))
+        by_fate.setdefault(each["fate"], set()).add(each["worker"])
     for fate, said in (
         ("late", "answered after the round was over"),
         ("unfinished", "did not answer"),
@@ -62,7 +60,7 @@ def told(found: Mapping[str, Any]) -> str:
         ("rejected", "sent replies that were refused"),
     ):
         if fate in by_fate:
-            nodes = by_fate[fate]
+            nodes = [str(worker) for worker in sorted(by_fate[fate])]
             many = "Nodes" if len(nodes) > 1 else "Node"
             words.append(f"{many} {', '.join(nodes)} {said}.")
     if by_fate.keys() <= {"used", "unused"}:
