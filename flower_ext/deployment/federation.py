@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import re
 import signal
 import socket
@@ -67,7 +68,7 @@ class LocalFederation:
         Further options of ``flower-supernode``.
     environment : Mapping[str, str] | None (default: None)
         Variables for all processes, over those of this one.
-    timeout : float (default: 60.0)
+    timeout : float (default: 120.0)
         Seconds that start-up may take.
 
     Raises
@@ -96,7 +97,7 @@ class LocalFederation:
         superlink_options: Sequence[str] = (WITHOUT_INSTALLATION,),
         supernode_options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        timeout: float = 60.0,
+        timeout: float = 120.0,
     ) -> None:
         if nodes < 1:
             raise InvalidInputError(f"nodes must be at least 1, got {nodes}.")
@@ -356,6 +357,21 @@ class LocalFederation:
     def resume_node(self, i: int) -> None:
         """Let a node's processes go on."""
         send(self.folder, signal.SIGCONT, self._part(i))
+
+    def kill_superlink(self) -> None:
+        """Kill the SuperLink alone: a ServerApp that runs goes on for itself."""
+        for process in marked(self.folder, _SUPERLINK):
+            if runs_program(process, "flower-superlink"):
+                os.kill(process, signal.SIGKILL)
+
+    def restart_superlink(self) -> None:
+        """Start a SuperLink again at the same address, and wait until it serves.
+
+        Without ``--database`` it knows nothing of runs and nodes before. Nodes that are
+        up find it by themselves; what is left of the earlier one is ended.
+        """
+        self._parts.end(_SUPERLINK)
+        self._start_superlink()
 
     def kill_edge(self) -> None:
         """Kill the edge."""
