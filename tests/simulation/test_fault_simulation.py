@@ -1,0 +1,51 @@
+"""Rounds under faults, each of them checked.
+
+The command for a million: ``python experiments/fault_simulation.py --rounds 1000000``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord
+
+from flower_ext.strategies.averaging import apply_replies
+from tests.simulation.campaign import run_campaign
+from tests.simulation.faults import CORRUPTIONS
+from tests.simulation.federations import CaseError, run_case
+
+ROUNDS = 2_000
+
+
+def test_every_round_is_true_under_faults() -> None:
+    totals = run_campaign(seed=1, rounds=ROUNDS)
+
+    assert totals.rounds >= ROUNDS
+    kinds = {f"corrupt: {kind}" for kind in CORRUPTIONS}
+    assert kinds | {"dies", "returns", "duplicate", "never answers"} <= {*totals.faults}
+    assert totals.faults["time to live over"] > 10
+    for outcome in ("exact", "partial", "skipped", "late replies", "evaluations"):
+        assert totals.outcomes[outcome] > ROUNDS / 50
+
+
+def test_a_case_is_the_same_for_the_same_seed() -> None:
+    first, again, other = run_case(1, 4), run_case(1, 4), run_case(2, 4)
+
+    assert first == again
+    assert first.faults != other.faults
+
+
+def test_a_failure_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halved(arrays: ArrayRecord, replies: Any, examples: float) -> ArrayRecord:
+        return apply_replies(arrays, replies, 2 * examples)
+
+    monkeypatch.setattr("flower_ext.strategies.coded_strategy.apply_replies", halved)
+
+    with pytest.raises(CaseError) as caught:
+        run_case(1, 0)
+
+    told = str(caught.value)
+    assert "of case 0: InvariantError" in told
+    assert "has answered m" in told
+    assert told.endswith("fault_simulation.py --seed 1 --only-case 0")
