@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Strategy
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from device_edge_llm.answers import Answers, answer_table, write_answers
 from device_edge_llm.data import check_data
@@ -24,7 +24,12 @@ from device_edge_llm.settings import BOTH, EDGEPROMPT, Settings
 from device_edge_llm.task import delay_model, make_drafter
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.report import write_page
-from flower_ext.strategies import TwoStageCoded, WithInference, WithTensorBoard
+from flower_ext.strategies import (
+    TwoStageCoded,
+    WithCheckpoints,
+    WithInference,
+    WithTensorBoard,
+)
 
 NODES_TIMEOUT = 10.0  # seconds
 
@@ -126,14 +131,6 @@ def train(
 
     With ``inference="both"``, nodes also answer prompts by EdgePrompt in every round.
     """
-    losses: list[float] = []
-
-    def note_loss(records: list[RecordDict], weighted_by: str) -> MetricRecord:
-        """Aggregate the partitions' metrics as Flower does, and keep their loss."""
-        metrics = aggregate_metricrecords(records, weighted_by)
-        losses.append(float(metrics["train-loss"]))
-        return metrics
-
     coded = TwoStageCoded(
         num_partitions=settings.num_partitions,
         stragglers=settings.stragglers,
@@ -141,52 +138,63 @@ def train(
         seed=settings.seed,
         fraction_evaluate=0.0,
         min_available_nodes=settings.num_nodes,
-        train_metrics_aggr_fn=note_loss,
     )
     evaluation = make_evaluation(settings)
     answering = [make_answering(settings)] if settings.inference == BOTH else []
     strategy = WithInference(coded, evaluation, *answering)
 
-    def record_round(server_round: int, arrays: ArrayRecord) -> None:
-        """Add a round to the report once it is over."""
+    def tell(server_round: int, arrays: ArrayRecord) -> None:
+        """Say how a round went once it is over."""
         del arrays
         if server_round == 0:
             return
+        inference = Inference.from_metrics(
+            strategy.inference_metrics[server_round], evaluation.prefix
+        )
         measured = coded.round_metrics[server_round]
-        seconds = float(measured["elapsed-seconds"])
-        before = report.rounds[-1].elapsed_seconds if report.rounds else 0.0
-        record = RoundRecord(
-            server_round=server_round,
-            round_seconds=seconds,
-            elapsed_seconds=before + seconds,
-            train_loss=losses[-1],
-            redundancy=measured["redundancy"],
-            coverage=measured["coverage"],
-            skipped=measured["skipped"],
-            inference=Inference.from_metrics(
-                strategy.inference_metrics[server_round], evaluation.prefix
-            ),
-        )
-        report.rounds.append(record)
-        found = strategy.inference_metrics[server_round]
-        answers.extend(
-            Answers.from_metrics(server_round, found, each.prefix) for each in answering
-        )
         say(
-            progress(server_round, settings.num_server_rounds, record.inference)
-            + f"  loss {record.train_loss:.3f}  round {seconds:.2f} s"
-            + ("  skipped" if record.skipped else "")
+            progress(server_round, settings.num_server_rounds, inference)
+            + f"  round {measured['elapsed-seconds']:.2f} s"
+            + ("  skipped" if measured["skipped"] else "")
         )
 
     started: Strategy = strategy
+    if settings.saved_in:
+        told = asdict(settings)
+        for key in ("num_server_rounds", "resume_from", "checkpoint_dir"):
+            del told[key]
+        started = WithCheckpoints(
+            strategy,
+            settings.saved_in,
+            resume_from=settings.resume_from or None,
+            settings=told,
+        )
     if settings.tensorboard_dir:
-        started = WithTensorBoard(strategy, settings.tensorboard_dir)
+        started = WithTensorBoard(started, settings.tensorboard_dir)
     result = started.start(
-        grid,
-        arrays,
-        num_rounds=settings.num_server_rounds,
-        evaluate_fn=record_round,
+        grid, arrays, num_rounds=settings.num_server_rounds, evaluate_fn=tell
     )
+    elapsed = 0.0
+    # Of the rounds before a resumption, too.
+    for server_round, measured in coded.round_metrics.items():
+        found = strategy.inference_metrics[server_round]
+        elapsed += measured["elapsed-seconds"]
+        trained = result.train_metrics_clientapp[server_round]
+        report.rounds.append(
+            RoundRecord(
+                server_round=server_round,
+                round_seconds=measured["elapsed-seconds"],
+                elapsed_seconds=elapsed,
+                train_loss=trained.get("train-loss", math.nan),
+                redundancy=measured["redundancy"],
+                coverage=measured["coverage"],
+                skipped=measured["skipped"],
+                inference=Inference.from_metrics(found, evaluation.prefix),
+            )
+        )
+        answers.extend(
+            Answers.from_metrics(server_round, found, each.prefix) for each in answering
+        )
     report.timelines.extend(coded.timelines.values())
     return result.arrays
 

@@ -15,7 +15,12 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from flower_ext.errors import FlowerExtError, InvalidInputError
-from flower_ext.strategies import CodedFedAvg, TwoStageCoded, WithTensorBoard
+from flower_ext.strategies import (
+    CodedFedAvg,
+    TwoStageCoded,
+    WithCheckpoints,
+    WithTensorBoard,
+)
 from flower_ext.strategies.coded_strategy import CodedStrategy
 from two_stage_coded.data import load_data, load_partitions
 from two_stage_coded.edge import make_network, make_scheduler
@@ -103,63 +108,88 @@ def train(
     net = make_net(data.train_images)
     images = torch.from_numpy(data.test_images)
     labels = torch.from_numpy(data.test_labels)
-    report = StrategyReport(name, initial_accuracy=0.0)
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate the global model on the test images."""
         net.load_state_dict(arrays.to_torch_state_dict())
         loss, accuracy = test_net(net, images, labels)
-        if server_round == 0:
-            report.initial_accuracy = accuracy
-        else:
-            record_round(report, strategy, server_round, accuracy, loss)
-            say(progress(report.rounds[-1], settings.num_server_rounds))
-        return MetricRecord({"accuracy": accuracy, "loss": loss})
+        metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
+        if server_round > 0:
+            record = record_round(name, strategy, server_round, metrics)
+            say(progress(record, settings.num_server_rounds))
+        return metrics
 
     started: Strategy = strategy
+    if settings.saved_in:
+        started = with_checkpoints(strategy, name, settings)
     if settings.tensorboard_dir:
-        started = WithTensorBoard(strategy, Path(settings.tensorboard_dir) / name)
+        started = WithTensorBoard(started, Path(settings.tensorboard_dir) / name)
     with only_warnings("flwr"):
-        started.start(
+        result = started.start(
             grid,
             ArrayRecord(net.state_dict()),
             num_rounds=settings.num_server_rounds,
             evaluate_fn=evaluate,
         )
+    # Of the rounds before a resumption, too.
+    evaluated = result.evaluate_metrics_serverapp
+    report = StrategyReport(name, initial_accuracy=evaluated[0]["accuracy"])
+    report.rounds += [
+        record_round(name, strategy, server_round, metrics)
+        for server_round, metrics in evaluated.items()
+        if server_round > 0
+    ]
     report.timelines.extend(strategy.timelines.values())
     return report
 
 
+def with_checkpoints(
+    strategy: CodedStrategy, name: str, settings: Settings
+) -> WithCheckpoints:
+    """Return a strategy with checkpoints in a folder of its own.
+
+    A strategy that the run to go on from had not come to begins anew.
+    """
+    source = Path(settings.resume_from) / name if settings.resume_from else None
+    if source is not None and not any(source.glob("round-*.json")):
+        source = None
+    told = asdict(settings)
+    for key in ("num_server_rounds", "resume_from", "checkpoint_dir", "results_dir"):
+        del told[key]
+    return WithCheckpoints(
+        strategy,
+        Path(settings.saved_in) / name,
+        resume_from=source,
+        settings=told,
+    )
+
+
 def record_round(
-    report: StrategyReport,
-    strategy: CodedStrategy,
-    server_round: int,
-    accuracy: float,
-    loss: float,
-) -> None:
-    """Add what the strategy measured in a round to its report."""
+    name: str, strategy: CodedStrategy, server_round: int, metrics: MetricRecord
+) -> RoundRecord:
+    """Return what the strategy measured in a round, as a row of its report."""
+    rounds = range(1, server_round + 1)
     measured = strategy.round_metrics[server_round]
-    before = report.rounds[-1].elapsed_seconds if report.rounds else 0.0
-    report.rounds.append(
-        RoundRecord(
-            strategy=report.strategy,
-            server_round=server_round,
-            round_seconds=measured["elapsed-seconds"],
-            elapsed_seconds=before + measured["elapsed-seconds"],
-            accuracy=accuracy,
-            loss=loss,
-            redundancy=measured["redundancy"],
-            coverage=measured["coverage"],
-            skipped=measured["skipped"],
-            energy_joules=measured.get("energy-joules"),
-            airtime_seconds=measured.get("airtime-seconds"),
-            battery_lowest_joules=measured.get("battery-lowest-joules"),
-            admitted=measured.get("admitted"),
-            backlog_mean=measured.get("backlog-mean"),
-            backlog_max=measured.get("backlog-max"),
-            fairness=measured.get("fairness"),
-            taking_part=measured.get("taking-part"),
-        )
+    return RoundRecord(
+        strategy=name,
+        server_round=server_round,
+        round_seconds=measured["elapsed-seconds"],
+        elapsed_seconds=sum(
+            strategy.round_metrics[r]["elapsed-seconds"] for r in rounds
+        ),
+        accuracy=metrics["accuracy"],
+        loss=metrics["loss"],
+        redundancy=measured["redundancy"],
+        coverage=measured["coverage"],
+        skipped=measured["skipped"],
+        energy_joules=measured.get("energy-joules"),
+        airtime_seconds=measured.get("airtime-seconds"),
+        battery_lowest_joules=measured.get("battery-lowest-joules"),
+        admitted=measured.get("admitted"),
+        backlog_mean=measured.get("backlog-mean"),
+        backlog_max=measured.get("backlog-max"),
+        fairness=measured.get("fairness"),
+        taking_part=measured.get("taking-part"),
     )
 
 
@@ -213,7 +243,13 @@ def warm_up(grid: Grid, settings: Settings) -> None:
     Nodes take seconds to start and to load their data, which would be held against the
     first strategy.
     """
-    one_round = replace(settings, num_server_rounds=1, tensorboard_dir="")
+    one_round = replace(
+        settings,
+        num_server_rounds=1,
+        tensorboard_dir="",
+        checkpoint_dir="",
+        resume_from="",
+    )
     train(grid, "(warm-up)", make_strategy("uncoded", one_round), one_round)
 
 

@@ -71,6 +71,8 @@ class Settings:
     target_accuracy: float
     results_dir: str
     tensorboard_dir: str
+    checkpoint_dir: str
+    resume_from: str
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Value]) -> Settings:
@@ -161,6 +163,22 @@ class Settings:
             )
         self._check_data()
         self._check_edge()
+        self._check_resumption()
+
+    @property
+    def saved_in(self) -> str:
+        """The folder of the checkpoints; empty: there are none."""
+        return self.checkpoint_dir or self.resume_from
+
+    def _check_resumption(self) -> None:
+        """Check that there is something to go on from."""
+        source = Path(self.resume_from).expanduser()
+        if self.resume_from and not any(source.glob("*/round-*.json")):
+            raise InvalidInputError(
+                f"Run-config key 'resume-from' is {self.resume_from!r}, where no "
+                f"checkpoint is (looked for in {source.absolute()}): name the "
+                "checkpoint-dir of the run to go on from, best as an absolute path."
+            )
 
     def _check_names(self) -> None:
         """Check the values that are names."""
