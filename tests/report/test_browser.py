@@ -68,17 +68,21 @@ def browse(chromium: Browser) -> Callable[..., Browser]:
     return opened
 
 
-def requested(browser: Browser) -> list[str]:
-    """Return the addresses that the page asked for."""
+def requested(browser: Browser) -> set[str]:
+    """Return the kinds of addresses that the page asked for."""
     events = [
         json.loads(entry["message"])["message"]
         for entry in browser.get_log("performance")
     ]
-    return [
+    asked = [
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
+        # Not for the tab that the browser itself began with.
+        and event["params"]["documentURL"] == browser.current_url
     ]
+    assert browser.current_url in asked
+    return {url.partition(":")[0] for url in asked}
 
 
 def plots(browser: Browser) -> dict[str, list[float]]:
@@ -112,7 +116,7 @@ def test_coded_training_is_drawn(coded: Path, browse: Callable[..., Browser]) ->
     browser = browse(page)
 
     assert browser.get_log("browser") == []
-    assert {url.partition(":")[0] for url in requested(browser)} <= {"file", "data"}
+    assert requested(browser) <= {"file", "data"}
     found = plots(browser)
     assert len(found) == 8 + 2
     for name, (width, height, marks) in found.items():
@@ -178,7 +182,7 @@ def test_drafting_is_drawn_and_fits(
     browser = browse(write_page(drafting), width, scheme)
 
     assert browser.get_log("browser") == []
-    assert {url.partition(":")[0] for url in requested(browser)} <= {"file", "data"}
+    assert requested(browser) <= {"file", "data"}
     assert all(w and h and marks for w, h, marks in plots(browser).values())
     assert len(plots(browser)) == 8 + 2
     root = "return document.documentElement.scrollWidth"

@@ -184,7 +184,7 @@ def test_a_round_in_words(coded: Path) -> None:
 
 
 def test_long_runs_show_their_first_and_longest_rounds() -> None:
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "server_round": i,
             "stage_two_at": None,
