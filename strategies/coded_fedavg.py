@@ -32,7 +32,9 @@ class CodedFedAvg(CodedStrategy):
         replies give: fast, but then partitions are missing from the update, and
         `min_coverage` decides whether it counts. At least 0.
     **coded : Any
-        `num_partitions`, `clock`, `deadline`, `min_coverage`, `seed` of
+        `num_partitions`, `clock`, `deadline`, `min_coverage`, `seed`,
+        `verify_replies` (at most `stragglers`; half of it for liars to be named, less
+        the nodes that are silent) and `reply_tolerance` of
         :class:`~flower_ext.strategies.coded_strategy.CodedStrategy`, and all keyword
         arguments of Flower's :class:`~flwr.serverapp.strategy.FedAvg`.
 
@@ -64,6 +66,19 @@ class CodedFedAvg(CodedStrategy):
             raise InvalidInputError(
                 "stragglers and ignore_stragglers must be at least 0, "
                 f"got {stragglers} and {ignore_stragglers}."
+            )
+        spare = 0 if code == "uncoded" else stragglers
+        if self.verify_replies > spare:
+            raise InvalidInputError(
+                f"verify_replies={self.verify_replies} needs a code that tolerates as "
+                f"many stragglers, but {code!r} with stragglers={stragglers} tolerates "
+                f"{spare}: set stragglers to at least {self.verify_replies}, or to "
+                f"{2 * self.verify_replies} for liars to be named."
+            )
+        if self.verify_replies and ignore_stragglers:
+            raise InvalidInputError(
+                "Replies cannot be verified where stragglers are ignored: set "
+                "verify_replies or ignore_stragglers to 0."
             )
         self.code = code
         self.stragglers = stragglers

@@ -15,6 +15,7 @@ from flower_ext.coding.gradient_code import check_count
 from flower_ext.coding.payload import payload_dtype
 from flower_ext.coding.plan import RoundPlan
 from flower_ext.coding.two_stage import TwoStageOptions, TwoStagePlan
+from flower_ext.coding.verified_two_stage import VerifiedTwoStagePlan
 from flower_ext.errors import InvalidInputError
 from flower_ext.network.rates import Rate
 from flower_ext.scheduling.admission import Admission, Candidate
@@ -61,7 +62,8 @@ class TwoStageCoded(CodedStrategy):
         :class:`~flower_ext.scheduling.RoundScheduler` around one, which has further
         parameters. By default every idle node takes part.
     **coded : Any
-        `num_partitions`, `clock`, `deadline`, `min_coverage`, `seed`, `network` of
+        `num_partitions`, `clock`, `deadline`, `min_coverage`, `seed`, `network`,
+        `verify_replies` and `reply_tolerance` of
         :class:`~flower_ext.strategies.coded_strategy.CodedStrategy`, and all keyword
         arguments of Flower's :class:`~flwr.serverapp.strategy.FedAvg`.
 
@@ -100,7 +102,7 @@ class TwoStageCoded(CodedStrategy):
     @property
     def tolerated(self) -> int:
         """Number of stragglers that the replication of partitions should tolerate."""
-        return self.stragglers
+        return max(self.stragglers, self.verify_replies)
 
     def _described(self) -> dict[str, str]:
         return {
@@ -131,7 +133,8 @@ class TwoStageCoded(CodedStrategy):
                 "the scheduler admits no idle node: their batteries are too empty, or "
                 f"their links dead. It is looked again in {deadline:.1f} s, a slot"
             )
-        plan = TwoStagePlan(
+        kind = VerifiedTwoStagePlan if self.verify_replies else TwoStagePlan
+        plan = kind(
             partitions,
             idle,
             self.history,

@@ -25,7 +25,7 @@ from flower_ext.errors import InvalidInputError
 from flower_ext.strategies.array_views import view
 from flower_ext.strategies.arrivals import Arrival, Sent
 
-__all__ = ["LateChecks", "RoundCheck"]
+__all__ = ["LateChecks", "RoundCheck", "sorted_nodes", "verdict"]
 
 _SAMPLE = 1 << 18  # elements; a millisecond, a tenth of what decoding a reply costs
 _MOST_ROUNDS = 8  # rounds whose sketches are kept for stragglers
@@ -203,10 +203,18 @@ class LateChecks:
 
 def verdict(report: ParityReport, limit: int) -> str:
     """Say in words whose replies are false."""
+    if report.consistent:
+        return ""
     told = []
     if report.liars:
         told.append(f"the replies of nodes {sorted_nodes(report.liars)} are false")
-    if report.suspects:
+    if report.suspects and not report.least:
+        told.append(
+            f"those of nodes {sorted_nodes(report.suspects)} do, and no {limit} of "
+            "them can be to blame for it all: does training a partition give the same "
+            "on every node?"
+        )
+    elif report.suspects:
         told.append(
             f"at least one of nodes {sorted_nodes(report.suspects)} sent a false one, "
             "there are too few replies to tell which"

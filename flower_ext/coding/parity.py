@@ -63,7 +63,9 @@ class ParityReport(NamedTuple):
         Workers of whom some, besides the liars, may have lied; the checks cannot tell
         which. All others' replies are consistent.
     least : int
-        How many workers have lied at least, liars and suspects together.
+        How many workers have lied at least, liars and suspects together; 0 where no
+        set of up to `limit` explains the replies, and so more have lied, or it is
+        nobody's lie (training that is not deterministic).
     checks : int
         How many independent parity checks there were.
     """
@@ -141,7 +143,7 @@ def check(
     involved = list(dict.fromkeys(w for p in failing for w in p.workers))
     sets = _smallest_explanations(failing, involved, limit)
     if not sets:
-        return ParityReport(False, (), tuple(involved), 1, count)
+        return ParityReport(False, (), tuple(involved), 0, count)
     certain = frozenset.intersection(*sets)
     possible = frozenset.union(*sets) - certain
     return ParityReport(

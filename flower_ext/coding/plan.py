@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from flower_ext.coding.decoding import decode_least_squares
+from flower_ext.coding.decoding import decode, decode_least_squares
+from flower_ext.coding.gradient_code import check_count
 from flower_ext.coding.incremental import IncrementalDecoder
+from flower_ext.coding.spares import parts_of
 from flower_ext.errors import InvalidInputError
 from flower_ext.scheduling.history import CompletionHistory
 
@@ -151,6 +154,23 @@ class RoundPlan(ABC):
         self._ceilings = dict(ceilings or {})
         # Why nobody may be given work in this round, if so.
         self.closed = ""
+        # The replies shall decode without those of any so many workers: as many as may
+        # lie, less the liars among the doubted, whose replies are left out already.
+        self.spare = 0
+        self._may_lie = 0
+        self.doubted: frozenset[int] = frozenset()
+        self._answered: list[int] = []
+
+    def verify(self, may_lie: int) -> None:
+        """Let the round last, before it starts, until its replies are verified.
+
+        Parameters
+        ----------
+        may_lie : int
+            The replies shall decode without those of any so many workers, at least 0:
+            so many liars are then detected.
+        """
+        self._may_lie = self.spare = check_count("may_lie", may_lie, low=0)
 
     # -- what the driver tells --------------------------------------------------------
 
@@ -184,14 +204,56 @@ class RoundPlan(ABC):
             compute_seconds,
             max(at - sent_at, 0.0),
         )
-        self.received.append(key)
+        self._answered.append(key)
+        if dispatch.worker in self.doubted:
+            return []
         self._replied.add(dispatch.worker)
         if dispatch.worker in self._holdings:  # it has not left
             self._idle[dispatch.worker] = self._holdings[dispatch.worker]
-        self._decoder.add(
-            dispatch.coefficients, [self._column[p] for p in dispatch.partitions]
-        )
-        return [] if self.decodable else self._freed(at)
+        self._count(key)
+        return [] if self.complete else self._freed(at)
+
+    def doubt(
+        self, liars: Collection[int], suspects: Collection[int], least: int, at: float
+    ) -> list[Dispatch]:
+        """Tell whose replies contradict others; each call replaces the one before it.
+
+        Their replies are left out. Liars are given nothing more in this round;
+        suspects are not as long as they are suspects.
+
+        Parameters
+        ----------
+        liars : Collection[int]
+            Workers that have lied for certain.
+        suspects : Collection[int]
+            Workers of whom some others have.
+        least : int
+            How many of them have at least, together.
+        at : float
+            Seconds since the round began.
+
+        Returns
+        -------
+        list[Dispatch]
+            What to push now.
+        """
+        cleared = self.doubted.difference(liars, suspects)
+        self.doubted = frozenset([*liars, *suspects])
+        self.spare = max(self._may_lie - least, 0)
+        for worker in self.doubted:
+            self._idle.pop(worker, None)
+        for worker in liars:
+            self._faulty.add(worker)
+            self._holdings.pop(worker, None)
+        busy = {self.dispatches[key].worker for key in self.outstanding}
+        for worker in cleared.intersection(self._holdings) - busy:
+            self._idle[worker] = self._holdings[worker]
+        self._decoder = IncrementalDecoder(len(self.partitions))
+        self.received = []
+        for key in self._answered:
+            if self.dispatches[key].worker not in self.doubted:
+                self._count(key)
+        return [] if self.complete else self._failed(at)
 
     def failure(self, key: int, at: float) -> list[Dispatch]:
         """Tell that a dispatch will bring nothing: an error, a bad reply, a dead node.
@@ -202,7 +264,7 @@ class RoundPlan(ABC):
         worker = self.dispatches[key].worker
         self._faulty.add(worker)
         self._holdings.pop(worker, None)
-        return [] if self.decodable else self._failed(at)
+        return [] if self.complete else self._failed(at)
 
     def idle(self, worker: int, holdings: Collection[int], at: float) -> list[Dispatch]:
         """Tell that a worker joined, or answered an earlier round, and may be used.
@@ -217,8 +279,10 @@ class RoundPlan(ABC):
         self._holdings[worker] = holdings
         if any(self.dispatches[key].worker == worker for key in self.outstanding):
             return []
+        if worker in self.doubted:
+            return []
         self._idle[worker] = holdings
-        return [] if self.decodable else self._freed(at)
+        return [] if self.complete else self._freed(at)
 
     def leave(self, worker: int) -> None:
         """Tell that a worker is offline: it is given nothing more until :meth:`idle`.
@@ -253,12 +317,17 @@ class RoundPlan(ABC):
         """Whether the replies so far give the exact update."""
         return self._decoder.decodable
 
+    @property
+    def complete(self) -> bool:
+        """Whether they give it without those of any `spare` workers, too."""
+        return self.decodable and (not self.spare or self._spares())
+
     def finished(self, at: float) -> bool:
         """Return whether there is nothing left to wait for at this time.
 
         A plan that could give out nothing yet, for want of workers, waits for some.
         """
-        if self.decodable or at >= self.deadline:
+        if self.complete or at >= self.deadline:
             return True
         if not self.dispatches:
             return False
@@ -270,7 +339,12 @@ class RoundPlan(ABC):
         return sum(len(d.partitions) for d in self.dispatches)
 
     def outcome(self) -> Outcome:
-        """Return how the replies combine: exactly, or as the constrained fit."""
+        """Return how the replies combine: exactly, or as the constrained fit.
+
+        Where replies are to be verified, only those that are count.
+        """
+        if self._may_lie and not self.complete:
+            return self._verified_outcome()
         if self.decodable:
             weights = self._decoder.weights
             combination, residual = np.ones(len(self.partitions)), 0.0
@@ -289,6 +363,30 @@ class RoundPlan(ABC):
             self.decodable,
             float(residual),
         )
+
+    def verified(self) -> list[int]:
+        """Return the keys of the replies that bear each other out."""
+        rows = [self.dispatches[key] for key in self.received]
+        return [
+            self.received[i]
+            for part in parts_of(rows, self.spare)
+            if part.spares >= self.spare
+            for i in part.rows
+        ]
+
+    def _verified_outcome(self) -> Outcome:
+        """Return how verified replies combine, for want of all."""
+        keys = self.verified()
+        within = {p for key in keys for p in self.dispatches[key].partitions}
+        combination = {p: float(p in within) for p in self.partitions}
+        weights = {}
+        if keys:
+            covered = [k for k, p in enumerate(self.partitions) if p in within]
+            rows = np.array([self._row(self.dispatches[key])[covered] for key in keys])
+            found = decode(rows, range(len(rows))).tolist()
+            weights = {k: w for k, w in zip(keys, found, strict=True) if w}
+        lacking = len(self.partitions) - len(within)
+        return Outcome(weights, combination, False, math.sqrt(lacking))
 
     # -- for the plans ----------------------------------------------------------------
 
@@ -320,6 +418,21 @@ class RoundPlan(ABC):
         self.dispatches.append(dispatch)
         self.outstanding[dispatch.key] = at
         return dispatch
+
+    def _count(self, key: int) -> None:
+        """Let a reply count."""
+        dispatch = self.dispatches[key]
+        self.received.append(key)
+        columns = [self._column[p] for p in dispatch.partitions]
+        self._decoder.add(dispatch.coefficients, columns)
+
+    def _spares(self) -> bool:
+        """Return whether the replies decode without those of any `spare` workers."""
+        rows = [self.dispatches[key] for key in self.received]
+        copies = Counter(p for row in rows for p in row.partitions)
+        if min(copies[p] for p in self.partitions) <= self.spare:
+            return False
+        return all(part.spares >= self.spare for part in parts_of(rows, self.spare))
 
     def _row(self, dispatch: Dispatch) -> np.ndarray:
         """Return the dispatch as a row over this round's partitions."""

@@ -103,6 +103,11 @@ class SingleStagePlan(RoundPlan):
         enough = len(self.dispatches) - self.ignore_stragglers
         return super().finished(at) or 0 < enough <= len(self.received)
 
+    def _spares(self) -> bool:
+        """Return whether the replies decode without those of any `spare` workers."""
+        silent = len(self.dispatches) - len(self.received)
+        return silent + self.spare <= self.stragglers or super()._spares()
+
     def _freed(self, at: float) -> list[Dispatch]:
         if not self.dispatches:
             return self._launch(at)

@@ -460,7 +460,9 @@ class TwoStagePlan(RoundPlan):
 
     def _lost(self) -> list[int]:
         """Return the partitions that neither replies nor rows on time will bring."""
-        keys = [*self.received, *(k for k in self.outstanding if k >= self._on_time)]
+        on_time = (k for k in self.outstanding if k >= self._on_time)
+        trusted = (k for k in on_time if self.dispatches[k].worker not in self.doubted)
+        keys = [*self.received, *trusted]
         missing = self._missing(keys)
         rows = [self.dispatches[k] for k in keys]
         if missing and not all(map(_uncoded, rows)):

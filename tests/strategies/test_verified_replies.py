@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, Message
 
 from flower_ext.coding.assignment import Assignment
 from flower_ext.coding.reply import COMPUTE_SECONDS_KEY
+from flower_ext.errors import InvalidInputError
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded
 
 if TYPE_CHECKING:
@@ -138,3 +139,194 @@ def test_sketches_are_kept_only_while_somebody_may_answer(
     monkeypatch.setattr(strategy, "_stage", watched)
     federation(6, behave=behave).run(strategy, num_rounds=3, timeout=1.0)
     assert list(kept[0].late_checks._rounds) == [1]
+
+
+def stale_or_false(kind: str, reply: Message, message: Message) -> None:
+    """Make a reply false in one of the ways in which nodes go wrong."""
+    record = coded_arrays(reply)
+    if kind == "scaled":
+        scale(reply, 10.0)
+    elif kind == "sign-flipped":
+        scale(reply, -1.0)
+    elif kind == "wrong data":
+        rng = np.random.default_rng(5)
+        for name, array in list(record.items()):
+            value = array.numpy()
+            other = value + rng.standard_normal(value.shape)
+            record[name] = Array(np.asarray(other.astype(value.dtype)))
+    else:  # trained from an older model
+        for name, array in list(record.items()):
+            received = message.content.array_records["arrays"][name].numpy()
+            old = array.numpy() + 3.0 * received
+            record[name] = Array(np.asarray(old.astype(array.numpy().dtype)))
+
+
+KINDS = ("scaled", "sign-flipped", "wrong data", "stale")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_stage_rounds_name_the_liar_and_stay_exact(
+    federation: type[Federation],
+    assert_exact: Callable[..., None],
+    logged: pytest.LogCaptureFixture,
+    kind: str,
+) -> None:
+    def behave(index: int, message: Message, reply: Message) -> Message:
+        if index == 2:
+            stale_or_false(kind, reply, message)
+        return reply
+
+    strategy = TwoStageCoded(verify_replies=1, **virtual())
+    result = federation(6, behave=behave).run(strategy, num_rounds=2)
+
+    assert_exact(result, rounds=2)
+    assert strategy.liars == {102: 2}
+    for metrics in strategy.round_metrics.values():
+        assert (metrics["liars"], metrics["verified"]) == (1, 1)
+        assert (metrics["coverage"], metrics["skipped"]) == (1.0, 0)
+    assert "the replies of nodes [102] are false" in logged.text
+
+
+@pytest.mark.parametrize(
+    ("code", "nodes", "stragglers"),
+    [("fractional", 6, 2), ("cyclic", 5, 2), ("heterogeneity-aware", 6, 2)],
+)
+def test_codes_with_two_spare_replies_stay_exact(
+    federation: type[Federation],
+    assert_exact: Callable[..., None],
+    code: str,
+    nodes: int,
+    stragglers: int,
+) -> None:
+    def behave(index: int, message: Message, reply: Message) -> Message:
+        if index == 1:
+            scale(reply, -2.0)
+        return reply
+
+    strategy = CodedFedAvg(
+        code=code, stragglers=stragglers, verify_replies=1, **virtual()
+    )
+    result = federation(nodes, behave=behave).run(strategy)
+
+    assert_exact(result, partitions=nodes)
+    assert set(strategy.liars) <= {101}
+    assert strategy.round_metrics[1]["verified"] == 1
+
+
+def test_two_liars_who_agree_with_each_other(
+    federation: type[Federation], assert_exact: Callable[..., None]
+) -> None:
+    """Five copies of everything: the two that agree are outvoted by three."""
+
+    def behave(index: int, message: Message, reply: Message) -> Message:
+        if index in (0, 2):
+            scale(reply, 3.0)
+        return reply
+
+    strategy = CodedFedAvg(
+        code="fractional", stragglers=4, verify_replies=2, **virtual()
+    )
+    result = federation(5, behave=behave).run(strategy)
+
+    assert_exact(result, partitions=5)
+    assert strategy.liars == {100: 1, 102: 1}
+
+
+def test_a_lie_that_cannot_be_named_skips_the_round(
+    federation: type[Federation], logged: pytest.LogCaptureFixture
+) -> None:
+    """Two copies contradict each other, and there is no third."""
+
+    def behave(index: int, message: Message, reply: Message) -> Message:
+        if index == 0:
+            scale(reply, 3.0)
+        return reply
+
+    strategy = CodedFedAvg(
+        code="fractional", stragglers=1, verify_replies=1, **virtual()
+    )
+    result = federation(4, behave=behave).run(strategy)
+
+    metrics = strategy.round_metrics[1]
+    assert (metrics["skipped"], metrics["verified"], metrics["liars"]) == (1, 0, 0)
+    assert float(str(metrics["coverage"])) < 0.8
+    assert not strategy.liars
+    assert "at least one of nodes [100, 102] sent a false one" in logged.text
+    assert np.isfinite(result.arrays["weight"].numpy()).all()
+
+
+def test_a_false_count_of_examples_is_the_liars(
+    federation: type[Federation],
+    assert_exact: Callable[..., None],
+    assignment_of: AssignmentOf,
+) -> None:
+    """The liar answers first, and honest nodes after it are not taken for wrong."""
+
+    def behave(index: int, message: Message, reply: Message) -> Message:
+        assignment = assignment_of(message)
+        assert assignment is not None
+        delay(reply, 0.5 if index == 0 else 1.0)
+        if index == 0:
+            (record,) = reply.content.metric_records.values()
+            counted = [1000.0] * len(assignment.partitions)
+            record["flower-ext.examples"] = counted
+            record["flower-ext.weighted-examples"] = float(
+                np.dot(assignment.coefficients, counted)
+            )
+        return reply
+
+    strategy = CodedFedAvg(
+        code="fractional", stragglers=2, verify_replies=1, **virtual()
+    )
+    result = federation(6, behave=behave).run(strategy)
+
+    assert_exact(result)
+    assert strategy.liars == {100: 1}
+
+
+def test_no_honest_node_is_ever_named(
+    federation: type[Federation], assert_exact: Callable[..., None]
+) -> None:
+    """Stragglers, a silent node, a liar or none, over random seeds."""
+    for seed in range(7):
+        rng = np.random.default_rng(seed)
+        liar = int(rng.integers(0, 12))  # from 6 on: nobody
+        silent = int(rng.integers(0, 12))
+
+        def behave(
+            index: int,
+            message: Message,
+            reply: Message,
+            rng: np.random.Generator = rng,
+            liar: int = liar,
+            silent: int = silent,
+        ) -> Message | None:
+            delay(reply, float(rng.exponential(1.0)) + 0.2)
+            if index == liar and rng.random() < 0.7:
+                scale(reply, float(rng.uniform(-2.0, 0.5)))
+            return None if index == silent != liar else reply
+
+        strategy = TwoStageCoded(verify_replies=1, **virtual())
+        result = federation(6, behave=behave).run(strategy, num_rounds=3, timeout=0.2)
+        assert set(strategy.liars) <= {100 + liar}
+        assert [m["skipped"] for m in strategy.round_metrics.values()] == [0, 0, 0]
+        assert_exact(result, rounds=3)
+
+
+def test_what_cannot_be_verified_is_refused() -> None:
+    with pytest.raises(
+        InvalidInputError, match="set stragglers to at least 2, or to 4"
+    ):
+        CodedFedAvg(stragglers=1, verify_replies=2)
+    with pytest.raises(InvalidInputError, match="tolerates 0"):
+        CodedFedAvg(code="uncoded", verify_replies=1)
+    with pytest.raises(InvalidInputError, match="where stragglers are ignored"):
+        CodedFedAvg(ignore_stragglers=1, verify_replies=1)
+    with pytest.raises(
+        InvalidInputError, match=r"'verify_replies' must be in \[0, 4\]"
+    ):
+        TwoStageCoded(verify_replies=5)
+    with pytest.raises(
+        InvalidInputError, match=r"reply_tolerance must lie in \(0, 0.1"
+    ):
+        TwoStageCoded(reply_tolerance=0.0)
