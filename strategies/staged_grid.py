@@ -488,4 +488,5 @@ class StagedGrid(GridWrapper):
 
     def _forget(self, node_id: int) -> None:
         self.fleet.remove(node_id)
+        self._roll_call.forget(node_id)
         self._gone.append(node_id)

@@ -39,6 +39,7 @@ _FORGET = 0.7  # how much of the rate's old estimate survives a new measurement
 _UNITS = 24  # of energy that are tried, each a quarter of the one before
 _PRIMING = 8  # slots before the first round
 _SPARE = 4.0  # a rate may grow so many times beyond the first one seen
+_GONE = 64  # workers that are gone are remembered, or as many as there are, if more
 _MAINS = Device(
     seconds_per_partition=1.0, compute_watts=0.0, transmit_watts=0.0
 )  # a worker about whose energy nothing is known
@@ -275,10 +276,14 @@ class RoundScheduler:
         """Return rates in bytes per second; None where none is known."""
         for candidate in candidates:
             new = _Known(participants=len(candidates))
-            known = self._known.setdefault(candidate.worker, new)
+            known = self._known.pop(candidate.worker, new)
+            self._known[candidate.worker] = known  # now the last, as all candidates
             known.arrived, known.battery = 0, math.nan
             if candidate.rate is not None:
                 known.rate = candidate.rate
+        gone = len(self._known) - len(candidates)
+        for worker in [*self._known][: max(gone - max(len(candidates), _GONE), 0)]:
+            del self._known[worker]
         rates = np.array([self._known[c.worker].rate for c in candidates])
         if np.isnan(rates).all():
             return None

@@ -463,3 +463,14 @@ def test_a_late_reply_was_sent_among_those_of_its_own_round() -> None:
     assert set(admitted(rounds, busy, 4).limits) == {0, 1, 3}
     rounds.replied(3, 1, upload_seconds=10.0, reply_bytes=REPLY)
     assert rounds._known[3].rate == pytest.approx(4 * REPLY / 10.0)
+
+
+def test_workers_that_are_gone_are_forgotten_but_for_some() -> None:
+    rounds = RoundScheduler(Scripted())
+    for first in range(0, 1000, 4):
+        rounds.begin_round(fleet([range(4)] * 4, first=first), range(4), REPLY)
+        rounds.end_round()
+
+    known = rounds.state()["known"]
+    assert set(range(996, 1000)) <= known.keys()
+    assert len(known) == 64 + 4
