@@ -49,6 +49,8 @@ def test_the_wheel_holds_every_room_under_one_name(wheel: Path) -> None:
     for source in (ROOT / "flower_ext").rglob("*.py"):
         assert source.relative_to(ROOT).as_posix() in names
     assert "flower_ext/py.typed" in names
+    for part in ("page.html", "page.css", "page.js"):
+        assert f"flower_ext/report/{part}" in names
 
 
 def test_the_wheel_carries_the_default_pair(wheel: Path) -> None:

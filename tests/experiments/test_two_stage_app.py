@@ -96,7 +96,8 @@ def test_flwr_run_compares_strategies(
             str(app_folder),
             "--stream",
             "--run-config",
-            f'{SETTINGS} results-dir="{tmp_path / "results"}"',
+            f'{SETTINGS} results-dir="{tmp_path / "results"}" '
+            f'tensorboard-dir="{tmp_path / "events"}"',
             "--federation-config",
             "num-supernodes=4 client-resources-num-cpus=1",
         ],
@@ -125,4 +126,11 @@ def test_flwr_run_compares_strategies(
     for one, other in zip(coded, uncoded, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["round_seconds"] > 0
+    for name in ("two-stage", "uncoded"):
+        seconds = [line["end"] for line in content["timelines"][name]]
+        found = [r["round_seconds"] for r in content["rounds"] if r["strategy"] == name]
+        assert seconds == found
+    assert f"Wrote {tmp_path / 'results' / 'report.html'}" in run.stdout
+    events = [path.parent.name for path in tmp_path.glob("events/*/events.out.*")]
+    assert sorted(events) == ["two-stage", "uncoded"]
     assert (tmp_path / "results" / "accuracy.png").stat().st_size > 1000

@@ -64,6 +64,17 @@ def test_acceptance_rises_with_federated_training(
     figure = tmp_path / "results" / "acceptance.png"
     assert figure.read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr().out
+    assert f"Wrote {tmp_path / 'results' / 'report.html'}" in told
+    for line in content["timelines"]["two-stage"]:
+        assert {d["worker"] for d in line["dispatches"]} <= set(range(4))
+    before, *after = content["samples"]
+    assert before["drafter"] == "before training"
+    assert {each["protocol"] for each in after} == {"dsd", "dssd", "dssd-candidates"}
+    for each in content["samples"]:
+        origins = [token["origin"] for token in each["tokens"]]
+        assert len(origins) - origins.count("rejected") == each["length"]
+        assert origins.count("accepted") <= each["accepted"] <= each["examined"]
+    assert max(each["accepted"] for each in after) > before["accepted"]
     assert "round  0/2  acceptance" in told
     assert "on the same 12 prompts" in told
 
@@ -89,6 +100,11 @@ def test_answers_come_faster_once_the_public_text_is_kept(
     assert (first["cache_hit_rate"], second["cache_hit_rate"]) == (0.0, 1.0)
     assert second["bytes_per_prompt"] == 0
     assert first["greedy_agreement"] > 0.9
+    blocks = {name: first[name] for name in first if name.startswith("blocks_")}
+    assert len(blocks) == 8
+    assert sum(second[name] for name in blocks) == sum(blocks.values()) > 0
+    assert first["blocks_in_store"] == 0 < second["blocks_in_store"]
+    assert (tmp_path / "results" / "report.html").stat().st_size < 6e6
     assert "in store" in capsys.readouterr().out
 
 
