@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from flower_ext.deployment import make_certificates, make_node_key, make_tokens
-from flower_ext.deployment.settings import as_config, write_connection
+from flower_ext.deployment.settings import Value, as_config, write_connection
 from flower_ext.edge import load_tokens
 from flower_ext.errors import InvalidInputError
 
@@ -80,7 +80,13 @@ def test_what_is_no_host_name_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_configs_are_toml_that_says_the_same(tmp_path: Path) -> None:
-    values = {"role": 'a "device"\\', "partitions": "0-3", "n": 3, "x": 0.5, "ok": True}
+    values: dict[str, Value] = {
+        "role": 'a "device"\\',
+        "partitions": "0-3",
+        "n": 3,
+        "x": 0.5,
+        "ok": True,
+    }
     pairs = as_config(values)
 
     read = tomllib.loads(
