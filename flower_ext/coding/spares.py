@@ -47,12 +47,15 @@ class Part(NamedTuple):
     spares : int
         Any so many workers may be left out, as far as was asked; -1 if the rows do not
         decode at all.
+    whole : frozenset[int]
+        Which workers have a row that decodes by itself.
     """
 
     rows: tuple[int, ...]
     partitions: tuple[int, ...]
     workers: frozenset[int]
     spares: int
+    whole: frozenset[int] = frozenset()
 
 
 def parts_of(rows: Sequence[Row], wanted: int) -> list[Part]:
@@ -78,8 +81,14 @@ def parts_of(rows: Sequence[Row], wanted: int) -> list[Part]:
         chosen = [rows[i] for i in members]
         partitions = tuple(sorted({p for row in chosen for p in row.partitions}))
         workers = frozenset(row.worker for row in chosen)
-        spares = _spares(chosen, partitions, workers, wanted)
-        parts.append(Part(tuple(members), partitions, workers, spares))
+        matrix = _matrix(chosen, partitions)
+        spares = _spares(chosen, matrix, workers, wanted)
+        whole = {
+            row.worker for row, line in zip(chosen, matrix, strict=True) if _flat(line)
+        }
+        parts.append(
+            Part(tuple(members), partitions, workers, spares, frozenset(whole))
+        )
     return parts
 
 
@@ -95,7 +104,8 @@ def second_opinions(
 
     A part is spared one worker more by a plain sum over all of its partitions, or by
     several that make it up, from workers that are new to it: whoever is left out, a
-    whole copy remains on one side or the other.
+    whole copy remains on one side or the other. Where no such workers are left, those
+    that computed some of it compute all of it, if that makes whole copies enough.
 
     Parameters
     ----------
@@ -119,25 +129,23 @@ def second_opinions(
     place = {worker: i for i, worker in enumerate(workers)}
     single: set[int] = set()  # workers that may not be given another part
     unmet: set[int] = set()
+
+    def able(part: Part, others: Collection[int]) -> list[tuple[float, int]]:
+        """Return who can take all of a part, with the seconds until they have it."""
+        found = []
+        for w in workers:
+            i, length = place[w], len(jobs.get(w, ())) + len(part.partitions)
+            if w in others or w in single or (limits and length > limits[i]):
+                continue
+            if set(part.partitions) <= set(holdings[i]):
+                found.append((overhead[i] + seconds[i] * length, w))
+        return found
+
     for part in sorted(parts, key=lambda p: -len(p.partitions)):
-        free = [w for w in workers if w not in part.workers and w not in single]
-        able = [
-            (
-                overhead[i]
-                + seconds[i] * (len(jobs.get(w, ())) + len(part.partitions)),
-                w,
-            )
-            for w in free
-            if set(part.partitions) <= set(holdings[i := place[w]])
-            and (
-                limits is None
-                or len(jobs.get(w, ())) + len(part.partitions) <= limits[i]
-            )
-        ]
-        if able:
-            jobs.setdefault(min(able)[1], []).extend(part.partitions)
+        if found := able(part, part.workers):
+            jobs.setdefault(min(found)[1], []).extend(part.partitions)
             continue
-        free = [w for w in free if w not in jobs]
+        free = [w for w in workers if w not in part.workers | single | jobs.keys()]
         places = [place[w] for w in free]
         shares = allocate(
             list(part.partitions),
@@ -147,7 +155,11 @@ def second_opinions(
             None if limits is None else np.array([limits[i] for i in places]),
         )
         if sum(map(len, shares)) < len(part.partitions):
-            unmet.update(part.partitions)
+            found = able(part, part.whole)
+            if len(found) + len(part.whole) > part.spares + 1:
+                jobs.setdefault(min(found)[1], []).extend(part.partitions)
+            else:
+                unmet.update(part.partitions)
             continue
         shared = {w: share for w, share in zip(free, shares, strict=True) if share}
         jobs |= shared
@@ -174,17 +186,22 @@ def _connected(rows: Sequence[Row]) -> list[list[int]]:
     return list(members.values())
 
 
-def _spares(
-    rows: Sequence[Row],
-    partitions: Sequence[int],
-    workers: Iterable[int],
-    wanted: int,
-) -> int:
-    """Return how many workers may be left out; try no more than 5,000 sets."""
+def _matrix(rows: Sequence[Row], partitions: Sequence[int]) -> np.ndarray:
+    """Return the rows' coefficients, shape (rows, partitions)."""
     column = {p: k for k, p in enumerate(partitions)}
     matrix = np.zeros((len(rows), len(partitions)))
     for line, row in zip(matrix, rows, strict=True):
         line[[column[p] for p in row.partitions]] = row.coefficients
+    return matrix
+
+
+def _spares(
+    rows: Sequence[Row],
+    matrix: np.ndarray,
+    workers: Iterable[int],
+    wanted: int,
+) -> int:
+    """Return how many workers may be left out; try no more than 5,000 sets."""
     if not _decodes(matrix):
         return -1
     full = {row.worker for row, line in zip(rows, matrix, strict=True) if _flat(line)}

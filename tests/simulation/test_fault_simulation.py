@@ -37,8 +37,10 @@ def test_a_case_is_the_same_for_the_same_seed() -> None:
 
 
 def test_a_failure_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def halved(arrays: ArrayRecord, replies: Any, examples: float) -> ArrayRecord:
-        return apply_replies(arrays, replies, 2 * examples)
+    def halved(
+        arrays: ArrayRecord, replies: Any, examples: float, **options: Any
+    ) -> ArrayRecord:
+        return apply_replies(arrays, replies, 2 * examples, **options)
 
     monkeypatch.setattr("flower_ext.strategies.coded_strategy.apply_replies", halved)
 
