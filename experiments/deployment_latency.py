@@ -30,7 +30,7 @@ NODES = 4
 
 _PUSHED_BY = re.compile(r"\[Fleet\.PushMessages\] Push replies from node_id=(\d+)")
 _ACCESS = re.compile(
-    r"^(\S+Z) INFO \[uvicorn\.access\] \S+?:(\d+) - \"POST /v1/fleet/(push-\w+)"
+    r"^(\S+Z) \w+ \[uvicorn\.access\] \S+?:(\d+) - \"POST /v1/fleet/(push-\w+)"
 )
 
 
@@ -42,7 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        with LocalFederation(folder / "federation", NODES) as federation:
+        # Only then does the SuperLink log when each part of a reply came.
+        debug = {"FLWR_LOG_LEVEL": "DEBUG"}
+        with LocalFederation(
+            folder / "federation", NODES, environment=debug
+        ) as federation:
             starts = []
             for i in range(3):
                 results = folder / f"{i}.json"
@@ -54,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         "first-only": i < 2,
                         "large-megabytes": options.megabytes,
                     },
-                    stream=False,
                 ).require_completed()
                 found = json.loads(results.read_text())
                 starts.append({k: at - begin for k, at in found["first"].items()})

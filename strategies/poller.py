@@ -1,17 +1,18 @@
 """Replies as they come, none of them waiting for another.
 
 Flower's own loop looks for all replies at once every three seconds, and a look blocks
-while any of the replies it found is still being uploaded. Here every message is looked
-for on its own, at once at first and then less and less often.
+while any of the replies it found is still being uploaded. Here one thread looks, at
+once at first and then less and less often, and each reply is fetched by another.
 """
 
 from __future__ import annotations
 
-import heapq
+import math
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from flwr.app import Message
@@ -19,12 +20,14 @@ from flwr.serverapp import Grid
 from flwr.superlink.grid import InMemoryGrid
 
 from flower_ext.network.clocks import Clock, WallClock
+from flower_ext.strategies.looks import Fetch, looks_at
 
 __all__ = ["Poller", "ReplyPoller"]
 
 _FIRST_WAIT = 0.01  # seconds between the first two looks for a reply
 _GROWTH = 1.5
-_LONGEST_WAIT = 0.5  # per 32 messages out, so that polling stays cheap in large fleets
+_LONGEST_WAIT = 0.05  # in a simulation
+_REST = 2.0  # waits last so many times longer than looks, so that polling stays cheap
 _MOST_THREADS = 32
 
 
@@ -62,9 +65,9 @@ class Poller(Protocol):
 class ReplyPoller:
     """Looks for the replies to pushed messages.
 
-    On a remote grid each look is made by one of up to 32 threads for a single message,
-    so that a large reply holds up no other. In Flower's simulation engine, where a look
-    costs nothing and never blocks, the calling thread looks for all at once.
+    On a remote grid one thread looks, and up to 32 fetch what it has found, so that a
+    large reply holds up no other. In Flower's simulation engine, where a look costs
+    nothing and never blocks, the calling thread looks for all at once.
 
     Parameters
     ----------
@@ -86,34 +89,29 @@ class ReplyPoller:
         if threads is None:
             threads = not isinstance(grid, InMemoryGrid)
         self._in_process = not threads
+        self._looks = looks_at(grid)
         self._outstanding: set[str] = set()
+        self._fetched: set[str] = set()  # those whose replies are being fetched
         self._replies: queue.SimpleQueue[tuple[str, Message] | Exception] = (
             queue.SimpleQueue()
         )
-        self._due: list[tuple[float, str, float]] = []  # when, message id, next wait
+        self._fetches: deque[tuple[str, Fetch]] = deque()
         self._changed = threading.Condition()
-        self._threads: list[threading.Thread] = []
+        self._looking = False
+        self._fetching = 0  # threads
+        self._resting = 0  # of them, those without work
         self._closed = False
         self._wait = _FIRST_WAIT
+        self._due = 0.0  # when the next look is
 
     def add(self, message_ids: Iterable[str]) -> None:
         """Start looking for the replies to these messages."""
         with self._changed:
-            for message_id in message_ids:
-                self._outstanding.add(message_id)
-                if not self._in_process:
-                    heapq.heappush(
-                        self._due, (time.monotonic(), message_id, _FIRST_WAIT)
-                    )
-            self._wait = _FIRST_WAIT
-            wanted = min(len(self._outstanding), _MOST_THREADS)
-            while not self._in_process and len(self._threads) < wanted:
-                thread = threading.Thread(
-                    target=self._look, name="flower-ext-poller", daemon=True
-                )
-                self._threads.append(thread)
-                thread.start()
-            self._changed.notify_all()
+            self._outstanding.update(message_ids)
+            self._look_soon()
+            if not self._in_process and not self._looking and self._outstanding:
+                self._looking = True
+                self._start(self._look)
 
     def drop(self, message_id: str) -> None:
         """Stop looking for the reply to a message."""
@@ -166,35 +164,77 @@ class ReplyPoller:
             if left <= 0:
                 return None
             self._clock.sleep_until(self._clock.now() + min(self._wait, left))
-            self._wait = min(self._wait * _GROWTH, 0.1 * _LONGEST_WAIT)
+            self._wait = min(self._wait * _GROWTH, _LONGEST_WAIT)
+
+    # -- threads -----------------------------------------------------------------------
+
+    def _start(self, work: Callable[[], None]) -> None:
+        threading.Thread(target=work, name="flower-ext-poller", daemon=True).start()
+
+    def _look_soon(self) -> None:
+        """Begin with short waits again; the condition is held."""
+        self._wait, self._due = _FIRST_WAIT, time.monotonic()
+        self._changed.notify_all()
 
     def _look(self) -> None:
-        """Look for whichever message is due, until closed."""
+        """Look for what is outstanding, until closed."""
         while True:
             with self._changed:
-                while not self._closed and (
-                    not self._due or self._due[0][0] > time.monotonic()
-                ):
-                    due_in = self._due[0][0] - time.monotonic() if self._due else None
-                    self._changed.wait(due_in)
+                while not self._closed and (left := self._until_due()) > 0:
+                    self._changed.wait(None if left == math.inf else left)
                 if self._closed:
                     return
-                _, message_id, wait = heapq.heappop(self._due)
-                if message_id not in self._outstanding:
-                    continue
-                longest = _LONGEST_WAIT * max(1.0, len(self._outstanding) / 32)
+                wanted = list(self._outstanding - self._fetched)
+            begun = time.monotonic()
             try:
-                replies = list(self._grid.pull_messages([message_id]))
+                found = self._looks.look(wanted)
+            except Exception as error:
+                self._replies.put(error)
+                return
+            now = time.monotonic()
+            with self._changed:
+                for message_id, fetch in found:
+                    self._fetched.add(message_id)
+                    self._fetches.append((message_id, fetch))
+                    if self._resting < len(self._fetches) and (
+                        self._fetching < _MOST_THREADS
+                    ):
+                        self._fetching += 1
+                        self._start(self._fetch)
+                self._changed.notify_all()
+                longest = self._looks.longest_wait * max(1.0, len(wanted) / 32)
+                longest = max(longest, _REST * (now - begun))
+                self._due = now + min(self._wait, longest)
+                self._wait *= _GROWTH
+
+    def _until_due(self) -> float:
+        """Return the seconds until the next look, or inf; the condition is held."""
+        if not self._outstanding - self._fetched:
+            return math.inf
+        return self._due - time.monotonic()
+
+    def _fetch(self) -> None:
+        """Fetch what looks have found, until closed."""
+        while True:
+            with self._changed:
+                while not self._closed and not self._fetches:
+                    self._resting += 1
+                    self._changed.wait()
+                    self._resting -= 1
+                if self._closed:
+                    return
+                message_id, fetch = self._fetches.popleft()
+            try:
+                replies = list(fetch())
             except Exception as error:
                 self._replies.put(error)
                 return
             with self._changed:
+                self._fetched.discard(message_id)
                 if replies:
                     self._outstanding.discard(message_id)
+                    self._wait = _FIRST_WAIT
                 else:
-                    again = time.monotonic() + wait
-                    following = min(wait * _GROWTH, longest)
-                    heapq.heappush(self._due, (again, message_id, following))
-                    self._changed.notify()
+                    self._changed.notify_all()
             for reply in replies:
                 self._replies.put((message_id, reply))

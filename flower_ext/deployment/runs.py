@@ -13,6 +13,8 @@ __all__ = ["Run", "RunResult"]
 _COMPLETED = "finished:completed"
 _LAST_LINES = 15
 
+_PAUSE = 1.0  # seconds between two looks at a run's status
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -112,6 +114,7 @@ class Run:
                     f"Run {self.run_id} is {found[0]} after {timeout:g} s. Its log "
                     f"is:\n\n{self.log()}"
                 )
+            time.sleep(_PAUSE)  # Each question is a process of its own.
         return RunResult(self.run_id, *found, self.log())
 
     def follow(self) -> RunResult:

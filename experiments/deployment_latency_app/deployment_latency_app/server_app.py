@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def time_first(grid: Grid) -> dict[str, float]:
     """Return when the first messages were pushed and the first reply was there."""
     messages = make_messages(grid, 0.0, 0.0, 0)
     times = {"pushed": time.time()}
-    pulled = watch(grid)
-    exchange(grid, messages, 1, TIMEOUT)
+    with watched(grid) as pulled:
+        exchange(grid, messages, 1, TIMEOUT)
     times["replied"] = min(end for _, _, end in pulled)
     return times
 
@@ -57,13 +58,13 @@ def time_replies(
 ) -> list[dict[str, float]]:
     """Return, for each reply, when it was sent and when it was looked for and got."""
     messages = make_messages(grid, time.time() + after, spacing, megabytes)
-    pulled = watch(grid)
-    if loop == "flower":
-        # What FedAvg's start() calls in every round.
-        replies = list(grid.send_and_receive(messages, timeout=TIMEOUT))
-    else:
-        answers = exchange(grid, messages, 1, TIMEOUT)
-        replies = [a.message for a in answers if a.message is not None]
+    with watched(grid) as pulled:
+        if loop == "flower":
+            # What FedAvg's start() calls in every round.
+            replies = list(grid.send_and_receive(messages, timeout=TIMEOUT))
+        else:
+            answers = exchange(grid, messages, 1, TIMEOUT)
+            replies = [a.message for a in answers if a.message is not None]
     got = {message_id: (begin, end) for message_id, begin, end in pulled}
     return [
         {
@@ -88,18 +89,23 @@ def make_messages(
     ]
 
 
-def watch(grid: Grid) -> list[tuple[str, float, float]]:
-    """Note from now on which replies a look gets, when it begins and when it ends."""
+@contextmanager
+def watched(grid: Grid) -> Iterator[list[tuple[str, float, float]]]:
+    """Note which replies are fetched, when that begins and when it ends."""
     pulled: list[tuple[str, float, float]] = []
-    look = type(grid).pull_messages
+    kind = next(c for c in type(grid).__mro__ if "pull_messages" in vars(c))
+    pull = vars(kind)["pull_messages"]
 
-    def noting(message_ids: Iterable[str]) -> Iterable[Message]:
+    def noting(self: Grid, message_ids: Iterable[str]) -> Iterable[Message]:
         begin = time.time()
-        replies = list(look(grid, message_ids))
+        replies = list(pull(self, message_ids))
         end = time.time()
         pulled.extend((r.metadata.message_id, begin, end) for r in replies)
         return replies
 
-    # Both loops look by this method alone.
-    grid.pull_messages = noting  # type: ignore[method-assign]
-    return pulled
+    # Both loops fetch by this method alone.
+    setattr(kind, "pull_messages", noting)
+    try:
+        yield pulled
+    finally:
+        setattr(kind, "pull_messages", pull)
