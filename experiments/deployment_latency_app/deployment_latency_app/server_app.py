@@ -104,8 +104,8 @@ def watched(grid: Grid) -> Iterator[list[tuple[str, float, float]]]:
         return replies
 
     # Both loops fetch by this method alone.
-    setattr(kind, "pull_messages", noting)
+    kind.pull_messages = noting  # type: ignore[method-assign]
     try:
         yield pulled
     finally:
-        setattr(kind, "pull_messages", pull)
+        kind.pull_messages = pull  # type: ignore[method-assign]
