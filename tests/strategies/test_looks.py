@@ -153,7 +153,7 @@ def test_one_question_asks_for_all(
 
     questions = superlink.asked.count("PullMessages")
     assert set(superlink.asked) == {"PullMessages"}
-    assert 3 <= questions <= 30  # one every 30 ms, whatever the number of messages
+    assert 3 <= questions <= 22  # one every 30 ms, whatever the number of messages
     for node in ids:
         superlink.upload(superlink.announce(node, arrays_of(1.0)))
     begin = time.monotonic()
@@ -172,7 +172,8 @@ def test_other_grids_are_asked_message_by_message(grid: HttpGrid) -> None:
     assert isinstance(looks_at(grid), LookOnce)
     looks = looks_at(cast(Any, Other()))
     fetches = looks.look(["a", "b"])
-    assert [(i, list(fetch())) for i, fetch in fetches] == [
+    found: list[tuple[str, list[Any]]] = [(i, list(fetch())) for i, fetch in fetches]
+    assert found == [
         ("a", ["reply to a"]),
         ("b", ["reply to b"]),
     ]
