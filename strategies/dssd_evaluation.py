@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from os import PathLike
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from flower_ext.edgeprompt import Level, PrefixedModel, PromptHierarchy
 from flower_ext.edgeprompt.evaluation import DSSD_PUBLIC_KEY
@@ -17,8 +15,8 @@ from flower_ext.errors import InvalidInputError
 from flower_ext.speculative import Sampling
 from flower_ext.speculative.evaluation import DSSD_KEY, DSSDRequest
 from flower_ext.speculative.totals import DSSDTotals
+from flower_ext.strategies.edge_evaluation import EdgeEvaluation
 from flower_ext.strategies.inference_edges import RunningEdge, ServedEdge
-from flower_ext.strategies.inference_evaluation import InferenceEvaluation
 
 if TYPE_CHECKING:
     from flower_ext.models import LoadedModel
@@ -27,10 +25,8 @@ __all__ = ["DSSDEvaluation"]
 
 _WORTH_HOLDING = 16  # Tokens; a verifier computes fewer as fast.
 
-_COUNTS = ("num-prompts", "num-tokens", "fallback-tokens")
 
-
-class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
+class DSSDEvaluation(EdgeEvaluation[DSSDTotals]):
     """Nodes draft texts with a small model, and an edge's large one verifies them.
 
     Implementation based on https://arxiv.org/abs/2507.12000
@@ -84,7 +80,7 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
     Raises
     ------
     InvalidInputError
-        If a parameter is out of range.
+        If a parameter is unknown or out of range.
 
     Notes
     -----
@@ -98,6 +94,8 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
     """
 
     action = "dssd"
+    totals = DSSDTotals
+    counts = ("num-prompts", "num-tokens", "fallback-tokens")
 
     def __init__(  # noqa: PLR0913 - a parameter per field of the request
         self,
@@ -117,17 +115,7 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
         if_edge_is_lost: str = "raise",
         **evaluation: Any,
     ) -> None:
-        super().__init__(**evaluation)
-        sampling = sampling or Sampling()
-        self.edge = edge if isinstance(edge, ServedEdge | RunningEdge) else None
-        if self.edge is None and edge != "in-process":
-            raise InvalidInputError(
-                "edge must be 'in-process', ServedEdge(...) or RunningEdge(...), got "
-                f"{edge!r}."
-            )
-        self.target = None if target is None else str(target)
-        if self.edge is not None:
-            self.edge.check_target(self.target, "target")
+        super().__init__(edge, ("target", target), evaluation)
         if not isinstance(public, str):
             raise InvalidInputError(
                 f"public must be one str, got {type(public).__name__}: an edge that "
@@ -143,31 +131,12 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
             candidates=candidates,
             draft_length=draft_length,
             drafting_ahead=drafting_ahead,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
+            **asdict(sampling or Sampling()),
             stop_strings=tuple(stop_strings),
             if_edge_is_lost=if_edge_is_lost,
             prompts=tuple(prompts),
-            target=self.target or "" if self.edge is None else "",
+            target=self._in_process(),
         )
-
-    def __enter__(self) -> Self:
-        """Start the edge, if it is served."""
-        if self.edge is not None:
-            self.edge.start(self.target, self._prepared)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop the edge, if it is served."""
-        if self.edge is not None:
-            self.edge.stop()
 
     def content(
         self, server_round: int, node_id: int, arrays: ArrayRecord
@@ -179,34 +148,13 @@ class DSSDEvaluation(InferenceEvaluation[DSSDTotals]):
         InvalidInputError
             If there is no token left for the node.
         """
-        request = replace(self.request, server_round=server_round)
-        if self.edge is not None:
-            access = asdict(self.edge.access(node_id))
-            request = replace(request, edge="grpc", **access)
+        request = replace(self.request, **self._asked(server_round, node_id))
         content = RecordDict({DSSD_KEY: ConfigRecord(request.to_config())})
         if self.public:
             content[DSSD_PUBLIC_KEY] = ConfigRecord({"text": self.public})
         if request.drafter_weights == "message":
             content["arrays"] = arrays
         return content
-
-    def read(self, content: RecordDict) -> DSSDTotals:
-        """Return a node's totals."""
-        records = list(content.metric_records.values())
-        if len(records) != 1:
-            raise InvalidInputError(
-                f"It must hold exactly one MetricRecord, but holds {len(records)}."
-            )
-        return DSSDTotals.from_metrics(dict(records[0]))
-
-    def aggregate(
-        self, measured: Iterable[DSSDTotals]
-    ) -> tuple[MetricRecord, list[str]]:
-        """Return the sums of all totals, and rates from them."""
-        totals = sum(measured, start=DSSDTotals())
-        rates = {n: v for n, v in totals.rates().items() if math.isfinite(v)}
-        metrics = MetricRecord({**totals.to_metrics(), **rates})
-        return metrics, [*_COUNTS, *rates]
 
     def described(self) -> dict[str, str]:
         """Return what the summary says, by name."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from os import PathLike
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from flower_ext.edgeprompt import KVStore, Level, Precision, PromptHierarchy
 from flower_ext.edgeprompt.blocks import SharedPrefix
@@ -21,20 +17,18 @@ from flower_ext.edgeprompt.source import Wanted
 from flower_ext.edgeprompt.totals import EdgePromptTotals
 from flower_ext.errors import InvalidInputError
 from flower_ext.speculative import Sampling
+from flower_ext.strategies.edge_evaluation import EdgeEvaluation
 from flower_ext.strategies.inference_edges import RunningEdge, ServedEdge
-from flower_ext.strategies.inference_evaluation import InferenceEvaluation
 
 if TYPE_CHECKING:
     from flower_ext.models import LoadedModel
 
 __all__ = ["EdgePromptEvaluation"]
 
-_COUNTS = ("num-prompts", "num-tokens", "bytes-fetched", "largest-error")
-
 Pieces = str | Sequence[tuple[Level | str, str]]
 
 
-class EdgePromptEvaluation(InferenceEvaluation[EdgePromptTotals]):
+class EdgePromptEvaluation(EdgeEvaluation[EdgePromptTotals]):
     """Nodes answer private prompts behind a shared text that is computed once.
 
     Implementation based on https://arxiv.org/abs/2504.11729
@@ -101,6 +95,8 @@ class EdgePromptEvaluation(InferenceEvaluation[EdgePromptTotals]):
     """
 
     action = "edgeprompt"
+    totals = EdgePromptTotals
+    counts = ("num-prompts", "num-tokens", "bytes-fetched", "largest-error")
 
     def __init__(
         self,
@@ -120,18 +116,8 @@ class EdgePromptEvaluation(InferenceEvaluation[EdgePromptTotals]):
         compare: bool = True,
         **evaluation: Any,
     ) -> None:
-        _check_names(evaluation)
-        super().__init__(**evaluation)
+        super().__init__(edge, ("model", model), evaluation)
         sampling = sampling or Sampling(temperature=0)
-        self.edge = edge if isinstance(edge, ServedEdge | RunningEdge) else None
-        if self.edge is None and edge != "in-process":
-            raise InvalidInputError(
-                "edge must be 'in-process', ServedEdge(...) or RunningEdge(...), got "
-                f"{edge!r}."
-            )
-        self.model = None if model is None else str(model)
-        if self.edge is not None:
-            self.edge.check_target(self.model, "model")
         if isinstance(precisions, str):
             raise InvalidInputError(
                 f"precisions must be a list, got {precisions!r}: put a single one into "
@@ -151,29 +137,10 @@ class EdgePromptEvaluation(InferenceEvaluation[EdgePromptTotals]):
                 p.value if isinstance(p, Precision) else p for p in precisions
             ),
             max_error=max_error,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
+            **asdict(sampling),
             compare=compare,
-            model=self.model or "" if self.edge is None else "",
+            model=self._in_process(),
         )
-
-    def __enter__(self) -> Self:
-        """Start the edge, if it is served, with the public pieces computed."""
-        if self.edge is not None:
-            self.edge.start(self.model, self._published)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop the edge, if it is served."""
-        if self.edge is not None:
-            self.edge.stop()
 
     def content(
         self, server_round: int, node_id: int, arrays: ArrayRecord
@@ -185,29 +152,8 @@ class EdgePromptEvaluation(InferenceEvaluation[EdgePromptTotals]):
         InvalidInputError
             If there is no token left for the node.
         """
-        request = replace(self.request, server_round=server_round)
-        if self.edge is not None:
-            access = asdict(self.edge.access(node_id))
-            request = replace(request, edge="grpc", **access)
+        request = replace(self.request, **self._asked(server_round, node_id))
         return RecordDict({EDGEPROMPT_KEY: ConfigRecord(request.to_config())})
-
-    def read(self, content: RecordDict) -> EdgePromptTotals:
-        """Return a node's totals."""
-        records = list(content.metric_records.values())
-        if len(records) != 1:
-            raise InvalidInputError(
-                f"It must hold exactly one MetricRecord, but holds {len(records)}."
-            )
-        return EdgePromptTotals.from_metrics(dict(records[0]))
-
-    def aggregate(
-        self, measured: Iterable[EdgePromptTotals]
-    ) -> tuple[MetricRecord, list[str]]:
-        """Return the sums of all totals, and rates from them."""
-        totals = sum(measured, start=EdgePromptTotals())
-        rates = {n: v for n, v in totals.rates().items() if math.isfinite(v)}
-        metrics = MetricRecord({**totals.to_metrics(), **rates})
-        return metrics, [*_COUNTS, *rates]
 
     def described(self) -> dict[str, str]:
         """Return what the summary says, by name."""
@@ -224,7 +170,7 @@ class EdgePromptEvaluation(InferenceEvaluation[EdgePromptTotals]):
             **super().described(),
         }
 
-    def _published(self, loaded: LoadedModel) -> dict[str, Any]:
+    def _prepared(self, loaded: LoadedModel) -> dict[str, Any]:
         """Compute the public pieces, and return what serves them."""
         service = SegmentService(
             loaded.model, KVStore(), tenant_store=lambda tenant: KVStore()
@@ -239,20 +185,3 @@ class EdgePromptEvaluation(InferenceEvaluation[EdgePromptTotals]):
             for precision in self.request.fetched_in:
                 service.block(prefix, Wanted(index, precision))
         return {"segments": service}
-
-
-def _check_names(evaluation: dict[str, Any]) -> None:
-    """Raise if an argument is unknown, and name the nearest."""
-    known = [
-        name
-        for of in (EdgePromptEvaluation, InferenceEvaluation)
-        for name, parameter in inspect.signature(of).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    ]
-    for name in evaluation:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"there is {known}."
-            raise InvalidInputError(
-                f"EdgePromptEvaluation has no parameter {name!r}: {meant}"
-            )

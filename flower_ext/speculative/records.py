@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Self
@@ -107,7 +108,7 @@ class RequestRecord:
 
 
 @dataclass(frozen=True)
-class TotalsRecord:
+class TotalsRecord(ABC):
     """Sums over texts that add up over prompts and nodes; subclasses have the fields.
 
     Fields are ints, floats and latency histograms, all at least 0 but for those called
@@ -127,6 +128,10 @@ class TotalsRecord:
             kept = entry.name in self.largest
             found[entry.name] = max(own, others) if kept else own + others
         return type(self)(**found)
+
+    @abstractmethod
+    def rates(self) -> dict[str, float]:
+        """Return what follows from the sums, by key; NaN where nothing does."""
 
     def to_metrics(self) -> dict[str, MetricValue]:
         """Return the values of a ``MetricRecord``."""

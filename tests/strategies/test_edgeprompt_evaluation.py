@@ -194,6 +194,17 @@ def test_bad_arguments_are_named(options: dict[str, Any], told_of: str) -> None:
         evaluation(**{"edge": "in-process", **options})
 
 
+@pytest.mark.parametrize("kind", [DSSDEvaluation, EdgePromptEvaluation])
+def test_a_mistyped_argument_is_told_its_nearest(kind: type[Any]) -> None:
+    with pytest.raises(InvalidInputError, match="'fractoin': did you mean fraction"):
+        kind(
+            **({"public": "All:"} if kind is EdgePromptEvaluation else {}),
+            **({"drafter_weights": "node"} if kind is DSSDEvaluation else {}),
+            edge="in-process",
+            fractoin=0.5,
+        )
+
+
 def test_a_private_piece_is_refused() -> None:
     with pytest.raises(PrivateSegmentError, match="never sent"):
         evaluation("in-process", [(Level.PUBLIC, "a"), (Level.PRIVATE, "b")])
