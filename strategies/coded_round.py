@@ -18,7 +18,12 @@ from flower_ext.errors import InvalidInputError
 from flower_ext.strategies.arrivals import Arrival, Sent
 from flower_ext.strategies.replies import CodedReply, accept_reply, content_bytes
 from flower_ext.strategies.staged_grid import LateReply, StagedGrid
-from flower_ext.strategies.timeline import Fate, RoundTimeline, TimelineRecorder
+from flower_ext.strategies.timeline import (
+    Fate,
+    LateAnswer,
+    RoundTimeline,
+    TimelineRecorder,
+)
 from flower_ext.strategies.verification import RoundCheck, sorted_nodes, verdict
 
 __all__ = ["CodedRound", "Measured", "RoundReplies"]
@@ -74,6 +79,7 @@ class CodedRound:
     rejected: int = 0
     failed: int = 0
     late: list[LateReply] = field(default_factory=list)
+    late_answers: list[LateAnswer] = field(default_factory=list)
     contradicting: int = 0
     liars: set[int] = field(default_factory=set)
     contradiction: str = ""
@@ -139,6 +145,7 @@ class CodedRound:
                 max(self.elapsed - sent_at, 0.0),
             )
         self.late = grid.late()
+        self.late_answers = grid.late_answers()
         self.outcome = plan.outcome()
         self.contradicting = grid.late_checks.take()
         self._remember(grid)
@@ -367,7 +374,12 @@ class CodedRound:
         plan, outcome = self.plan, self.outcome
         assert outcome is not None  # set when the round ended
         return self.recorder.timeline(
-            plan.server_round, plan.stage_two_at, self.elapsed, outcome, skipped
+            plan.server_round,
+            plan.stage_two_at,
+            self.elapsed,
+            outcome,
+            skipped,
+            self.liars,
         )
 
     def release(self) -> None:

@@ -445,7 +445,7 @@ class CodedStrategy(FedAvg):
         record = self._measured(done, coverage, skipped)
         self.round_metrics[server_round] = record
         self.timelines[server_round] = done.timeline(skipped)
-        mark_late(self.timelines, done.late)
+        mark_late(self.timelines, done.late_answers)
         for name, value in record.items():
             metrics[REPLY_PREFIX + name] = value
         done.release()

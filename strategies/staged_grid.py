@@ -45,6 +45,7 @@ from flower_ext.strategies.simulated_replies import (
     simulated_seconds,
     simulated_transfer,
 )
+from flower_ext.strategies.timeline import Fate, LateAnswer
 from flower_ext.strategies.verification import LateChecks
 
 __all__ = ["LateReply", "StagedGrid", "StagedTask"]
@@ -57,18 +58,11 @@ _EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 
 class LateReply(NamedTuple):
-    """A usable reply to an assignment whose round was over.
-
-    Its dispatch is known by `server_round` and `key`; it arrived `at`, by the run's
-    clock.
-    """
+    """A usable reply to an assignment whose round was over."""
 
     node_id: int
     partitions: int
     overhead: float
-    server_round: int
-    key: int
-    at: float
 
 
 class StagedTask(list[Message]):
@@ -138,6 +132,7 @@ class StagedGrid(GridWrapper):
         self.ledger = EnergyLedger(network) if network and virtual else None
         self.fleet = Fleet(num_partitions)
         self._late: list[LateReply] = []
+        self._late_answers: list[LateAnswer] = []
         self._first_answer: float | None = None
         self._settled_at = 0.0
         self._timeout = timeout
@@ -441,6 +436,7 @@ class StagedGrid(GridWrapper):
                 message.error.reason,
             )
             self.late_checks.unanswered(sent)
+            self._note_answer(arrival, "failed")
             return
         try:
             summary = summary_of(message, sent.assignment)
@@ -457,14 +453,24 @@ class StagedGrid(GridWrapper):
                     sent.node_id,
                     len(sent.assignment.partitions),
                     max(arrival.at - sent.at - compute_seconds, 0.0),
-                    sent.server_round,
-                    sent.dispatch.key,
-                    arrival.at,
                 )
             )
             self.late_checks.arrived(arrival, summary)
+            self._note_answer(arrival, "late")
         except InvalidInputError as error:
+            self._note_answer(arrival, "rejected")
             log(WARNING, "Late reply of node %d is of no use: %s", sent.node_id, error)
+
+    def _note_answer(self, arrival: Arrival, fate: Fate) -> None:
+        if arrival.sent.dispatch is not None:
+            key = arrival.sent.dispatch.key
+            answer = LateAnswer(arrival.sent.server_round, key, arrival.at, fate)
+            self._late_answers.append(answer)
+
+    def late_answers(self) -> list[LateAnswer]:
+        """Return what came of late assignments since the last call, useful or not."""
+        answers, self._late_answers = self._late_answers, []
+        return answers
 
     def late(self) -> list[LateReply]:
         """Return the late replies since the last call."""

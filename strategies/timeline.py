@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from flower_ext.coding.plan import Dispatch, Outcome
 from flower_ext.errors import InvalidInputError
-from flower_ext.strategies.staged_grid import LateReply
 
-__all__ = ["DispatchRecord", "Fate", "RoundTimeline", "TimelineRecorder", "mark_late"]
+__all__ = [
+    "DispatchRecord",
+    "Fate",
+    "LateAnswer",
+    "RoundTimeline",
+    "TimelineRecorder",
+    "mark_late",
+]
 
 Fate = Literal["used", "unused", "late", "rejected", "failed", "unfinished"]
 """What became of a dispatch.
@@ -121,6 +127,15 @@ class RoundTimeline:
         return cls(**content)
 
 
+class LateAnswer(NamedTuple):
+    """What came of a dispatch after its round, `at` a time on the run's clock."""
+
+    server_round: int
+    key: int
+    at: float
+    fate: Fate
+
+
 class TimelineRecorder:
     """Takes note of a round as it goes."""
 
@@ -158,9 +173,20 @@ class TimelineRecorder:
         end: float,
         outcome: Outcome,
         skipped: bool,
+        liars: Collection[int] = (),
     ) -> RoundTimeline:
-        """Return the round; the replies that `outcome` combines are the used ones."""
+        """Return the round.
+
+        The replies that `outcome` combines are the used ones, those of nodes that are
+        known to have lied the rejected ones.
+        """
         used = () if skipped else outcome.weights
+        fates: dict[int, Fate] = {
+            key: "rejected"
+            for key, d in self._records.items()
+            if d.node_id in liars and d.fate == "unused"
+        }
+        fates |= dict.fromkeys(used, "used")
         return RoundTimeline(
             server_round,
             self._started_at,
@@ -169,34 +195,34 @@ class TimelineRecorder:
             end,
             skipped,
             tuple(
-                replace(d, fate="used") if d.key in used else d
+                replace(d, fate=fates.get(d.key, d.fate))
                 for d in self._records.values()
             ),
         )
 
 
 def mark_late(
-    timelines: MutableMapping[int, RoundTimeline], late: Iterable[LateReply]
+    timelines: MutableMapping[int, RoundTimeline], late: Iterable[LateAnswer]
 ) -> None:
-    """Enter late replies into the rounds that they answer.
+    """Enter what came late into the rounds that it answers.
 
     Parameters
     ----------
     timelines : MutableMapping[int, RoundTimeline]
         The rounds so far, by number; changed in place.
-    late : Iterable[LateReply]
-        The replies; those to rounds that are not there are left out.
+    late : Iterable[LateAnswer]
+        What came; what belongs to rounds that are not there is left out.
     """
-    for reply in late:
-        line = timelines.get(reply.server_round)
+    for answer in late:
+        line = timelines.get(answer.server_round)
         if line is None:
             continue
-        answered_at = reply.at - line.started_at
-        timelines[reply.server_round] = replace(
+        answered_at = answer.at - line.started_at
+        timelines[answer.server_round] = replace(
             line,
             dispatches=tuple(
-                replace(d, answered_at=answered_at, fate="late")
-                if d.key == reply.key and d.fate == "unfinished"
+                replace(d, answered_at=answered_at, fate=answer.fate)
+                if d.key == answer.key and d.fate == "unfinished"
                 else d
                 for d in line.dispatches
             ),

@@ -100,9 +100,25 @@ class EnergyLedger:
         self.network = network
         self._levels: dict[int, float] = {}
         self._now = 0.0
-        self.spent = 0.0
-        self.airtime = 0.0
-        self.compute_seconds = 0.0
+        # By worker, for sums that do not depend on the order in which replies come.
+        self._spent: dict[int, float] = {}
+        self._airtime: dict[int, float] = {}
+        self._compute_seconds: dict[int, float] = {}
+
+    @property
+    def spent(self) -> float:
+        """Joules that all workers have spent."""
+        return math.fsum(self._spent.values())
+
+    @property
+    def airtime(self) -> float:
+        """Seconds of the whole carrier that all workers have sent for."""
+        return math.fsum(self._airtime.values())
+
+    @property
+    def compute_seconds(self) -> float:
+        """Seconds that all workers have computed."""
+        return math.fsum(self._compute_seconds.values())
 
     def level(self, worker: int) -> float:
         """Return the joules in a worker's battery; inf on mains."""
@@ -117,10 +133,13 @@ class EnergyLedger:
         if device is not None:
             joules = device.compute_joules(compute_seconds)
             joules += device.transmit_joules(airtime)
-            self.spent += joules
+            self._spent[worker] = self._spent.get(worker, 0.0) + joules
             self._levels[worker] = self.level(worker) - joules
-        self.compute_seconds += compute_seconds
-        self.airtime += airtime
+        for totals, seconds in (
+            (self._compute_seconds, compute_seconds),
+            (self._airtime, airtime),
+        ):
+            totals[worker] = totals.get(worker, 0.0) + seconds
 
     def harvest(self, workers: Sequence[int], until: float) -> None:
         """Let workers harvest what there was since the last call, as far as it fits."""
@@ -138,18 +157,18 @@ class EnergyLedger:
         return {
             "levels": dict(self._levels),
             "now": self._now,
-            "spent": self.spent,
-            "airtime": self.airtime,
-            "compute_seconds": self.compute_seconds,
+            "spent": dict(self._spent),
+            "airtime": dict(self._airtime),
+            "compute_seconds": dict(self._compute_seconds),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state`."""
         self._levels = dict(state["levels"])
         self._now = state["now"]
-        self.spent = state["spent"]
-        self.airtime = state["airtime"]
-        self.compute_seconds = state["compute_seconds"]
+        self._spent = dict(state["spent"])
+        self._airtime = dict(state["airtime"])
+        self._compute_seconds = dict(state["compute_seconds"])
 
     @property
     def lowest(self) -> float:

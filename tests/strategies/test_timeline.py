@@ -61,12 +61,17 @@ def test_every_fate_is_told_apart(
         first = message.content["config"]["server-round"] == 1
         if index == 5:
             return reply, 0.3
+        if index == 6 and first:
+            return error_reply(message, 2), 1.5
+        if index == 7 and first:
+            del reply.content[next(iter(reply.content.metric_records))]
+            return reply, 1.5
         return reply, 1.5 if index == 4 and first else 0.05
 
     strategy = CodedFedAvg(
         code="uncoded", fraction_evaluate=0.0, deadline=1.0, min_coverage=0.1
     )
-    federation(6, behave=behave).run(strategy, num_rounds=6)
+    federation(8, behave=behave).run(strategy, num_rounds=6)
 
     fates = {d.worker: d.fate for d in strategy.timelines[1].dispatches}
     assert fates == {
@@ -76,11 +81,14 @@ def test_every_fate_is_told_apart(
         3: "unfinished",
         4: "late",
         5: "used",
+        6: "failed",
+        7: "rejected",
     }
     line = strategy.timelines[1]
-    late = line.dispatches[4]
-    assert late.answered_at is not None
-    assert 1.5 <= late.answered_at < 3.0  # by the clock of its own round
+    for late in line.dispatches:
+        if late.worker in (4, 6, 7):
+            assert late.answered_at is not None
+            assert 1.5 <= late.answered_at < 3.0  # by the clock of its own round
     assert line.decoded_at is None
     assert line.end == pytest.approx(1.0, abs=0.3)
 

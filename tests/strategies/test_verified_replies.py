@@ -181,6 +181,11 @@ def test_two_stage_rounds_name_the_liar_and_stay_exact(
 
     assert_exact(result, rounds=2)
     assert strategy.liars == {102: 2}
+    for line in strategy.timelines.values():
+        fates = {d.fate for d in line.dispatches if d.node_id == 102}
+        assert "rejected" in fates
+        assert "used" not in fates
+        assert all(d.fate != "rejected" for d in line.dispatches if d.node_id != 102)
     for metrics in strategy.round_metrics.values():
         assert (metrics["liars"], metrics["verified"]) == (1, 1)
         assert (metrics["coverage"], metrics["skipped"]) == (1.0, 0)
