@@ -61,6 +61,7 @@ def app(tmp_path: Path) -> Path:
     return app
 
 
+@pytest.mark.faults
 def test_an_ordinary_app_infers(app: Path, tmp_path: Path) -> None:
     environment = {
         **os.environ,

@@ -98,6 +98,7 @@ def test_two_lines_change_in_each_half(changed_app: Path) -> None:
     ]
 
 
+@pytest.mark.faults
 def test_changed_app_trains_the_model_of_the_stock_app(
     changed_app: Path, tmp_path: Path
 ) -> None:
