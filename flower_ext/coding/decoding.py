@@ -43,11 +43,14 @@ class LeastSquaresFit(NamedTuple):
         The norm of w^T B - 1^T, in [0, sqrt(K)]; 0 when the replies decode.
     coverage : float
         Share of the examples in the update, in [0, 1]; 1 when the replies decode.
+    combination : ndarray of shape (partitions,)
+        c = w^T B, within [0, 1].
     """
 
     weights: Floats
     residual: float
     coverage: float
+    combination: Floats
 
 
 def decode(matrix: ArrayLike, received: Iterable[int] | NDArray[np.bool_]) -> Floats:
@@ -134,12 +137,18 @@ def decode_least_squares(
     weights = np.zeros(len(encoding))
     for block in independent_blocks(encoding, rows):
         weights[block.rows] = fit_within_bounds(block)
+        # What rounding leaves of a fit to nothing would be scaled up to an update.
+        if np.abs(weights[block.rows] @ encoding[block.rows]).max() <= EXACT_TOLERANCE:
+            weights[block.rows] = 0.0
     combination = weights @ encoding
-    combination[np.abs(combination - 1.0) <= EXACT_TOLERANCE] = 1.0
+    for bound in (0.0, 1.0):
+        combination[np.abs(combination - bound) <= EXACT_TOLERANCE] = bound
+    combination = np.clip(combination, 0.0, 1.0)
     return LeastSquaresFit(
         weights=weights,
         residual=float(np.linalg.norm(combination - 1.0)),
-        coverage=float(np.clip(combination, 0.0, 1.0) @ sizes / sizes.sum()),
+        coverage=float(combination @ sizes / sizes.sum()),
+        combination=combination,
     )
 
 

@@ -352,7 +352,7 @@ class RoundPlan(ABC):
             rows = [self._row(self.dispatches[key]) for key in self.received]
             fit = decode_least_squares(np.array(rows), range(len(rows)))
             weights, residual = fit.weights, fit.residual
-            combination = np.clip(weights @ np.array(rows), 0.0, 1.0)
+            combination = fit.combination
         else:
             weights = np.zeros(0)
             combination = np.zeros(len(self.partitions))

@@ -94,7 +94,7 @@ def test_fit_by_hand() -> None:
 def test_fit_keeps_every_combination_within_bounds() -> None:
     # Unbounded, c = (w, 3w) is nearest to (1, 1) at w = 0.4, where 3w = 1.2 is too
     # much; the bound leaves w = 1/3 and c = (1/3, 1).
-    weights, residual, coverage = decode_least_squares([[1, 3]], [0])
+    weights, residual, coverage, _ = decode_least_squares([[1, 3]], [0])
     np.testing.assert_allclose(weights, [1 / 3])
     assert residual == pytest.approx(2 / 3)
     assert coverage == pytest.approx(2 / 3)
@@ -106,6 +106,21 @@ def test_a_row_of_both_signs_cannot_be_used_alone() -> None:
     assert fit.coverage == pytest.approx(0)
 
 
+def test_a_fit_to_nothing_is_nothing_and_not_what_rounding_leaves_of_it() -> None:
+    rng = np.random.default_rng(0)
+    empty = 0
+    for _ in range(200):
+        # No combination of rows whose signs differ like these stays within bounds.
+        matrix = np.c_[rng.random((2, 2)), -rng.random((2, 2))] * 3
+        fit = decode_least_squares(matrix, [0, 1])
+        if fit.coverage < 1e-6:
+            empty += 1
+            np.testing.assert_array_equal(fit.weights, [0, 0])
+            np.testing.assert_array_equal(fit.combination, np.zeros(4))
+            assert fit.coverage == 0
+    assert empty > 50
+
+
 def test_examples_weigh_the_coverage() -> None:
     fit = decode_least_squares(np.eye(3), [0, 2], examples=[10, 60, 30])
     assert fit.coverage == pytest.approx(0.4)
@@ -113,7 +128,7 @@ def test_examples_weigh_the_coverage() -> None:
 
 
 def test_nothing_received_covers_nothing() -> None:
-    weights, residual, coverage = decode_least_squares(FIGURE_1, [])
+    weights, residual, coverage, _ = decode_least_squares(FIGURE_1, [])
     np.testing.assert_array_equal(weights, [0, 0, 0])
     assert residual == pytest.approx(np.sqrt(3))
     assert coverage == 0
