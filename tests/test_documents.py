@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import re
@@ -162,7 +163,7 @@ def test_run_configs_of_commands_have_keys_of_the_app(page: Path) -> None:
             if f"experiments/{app}" not in words:
                 continue
             keys = set(run_config(app))
-            for option, value in zip(words, words[1:], strict=False):
+            for option, value in itertools.pairwise(words):
                 if option in ("-c", "--run-config"):
                     given = re.findall(r"(?:^| )([\w-]+)=", value)
                     assert given, value
