@@ -70,6 +70,8 @@ class RollCall:
         try:
             if message.has_error():
                 if message.error.code not in _APP_ERRORS:  # no fault of the app's
+                    if self._fleet[node_id].partitions is not None:
+                        return  # An answer all the same: it is not at work.
                     self._ask_again[node_id] = now + _ASK_AGAIN
                 raise InvalidInputError(message.error.reason)
             if HOLDINGS_KEY not in message.content.config_records:
