@@ -15,18 +15,20 @@ from tests.simulation.campaign import run_campaign
 from tests.simulation.faults import CORRUPTIONS
 from tests.simulation.federations import CaseError, run_case
 
-ROUNDS = 2_000
 
+@pytest.mark.parametrize(
+    ("seed", "rounds"),
+    [(2, 1_000), pytest.param(1, 20_000, marks=pytest.mark.faults)],
+)
+def test_every_round_is_true_under_faults(seed: int, rounds: int) -> None:
+    totals = run_campaign(seed, rounds, workers=2)
 
-def test_every_round_is_true_under_faults() -> None:
-    totals = run_campaign(seed=1, rounds=ROUNDS)
-
-    assert totals.rounds >= ROUNDS
+    assert totals.rounds >= rounds
     kinds = {f"corrupt: {kind}" for kind in CORRUPTIONS}
     assert kinds | {"dies", "returns", "duplicate", "never answers"} <= {*totals.faults}
     assert totals.faults["time to live over"] > 10
     for outcome in ("exact", "partial", "skipped", "late replies", "evaluations"):
-        assert totals.outcomes[outcome] > ROUNDS / 50
+        assert totals.outcomes[outcome] > rounds / 50
 
 
 def test_a_case_is_the_same_for_the_same_seed() -> None:
