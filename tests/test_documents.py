@@ -222,6 +222,18 @@ def test_the_page_has_every_key_with_its_type_and_default(app: str) -> None:
         assert tomllib.loads(f"value = {default}")["value"] == config[key], key
 
 
+def test_the_page_has_every_key_of_the_node_config() -> None:
+    section = text_of(DOCS / "run-config.md").split("## Node-config\n")[1]
+    told = re.findall(r"^\| `([\w-]+)` \|", section.split("\n## ")[0], re.M)
+    sources = [
+        *(ROOT / "clients").glob("*.py"),
+        *(ROOT / "experiments" / app / app / "client_app.py" for app in APPS),
+    ]
+    reads = r"node_config(?:\.get\(|\[)\"([\w-]+)\""
+
+    assert set(told) == {k for s in sources for k in re.findall(reads, text_of(s))}
+
+
 # -- names and metrics -----------------------------------------------------------------
 
 
