@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import re
 import signal
 import socket
@@ -357,21 +356,6 @@ class LocalFederation:
     def resume_node(self, i: int) -> None:
         """Let a node's processes go on."""
         send(self.folder, signal.SIGCONT, self._part(i))
-
-    def kill_superlink(self) -> None:
-        """Kill the SuperLink alone: a ServerApp that runs goes on for itself."""
-        for process in marked(self.folder, _SUPERLINK):
-            if runs_program(process, "flower-superlink"):
-                os.kill(process, signal.SIGKILL)
-
-    def restart_superlink(self) -> None:
-        """Start a SuperLink again at the same address, and wait until it serves.
-
-        Without ``--database`` it knows nothing of runs and nodes before. Nodes that are
-        up find it by themselves; what is left of the earlier one is ended.
-        """
-        self._parts.end(_SUPERLINK)
-        self._start_superlink()
 
     def kill_edge(self) -> None:
         """Kill the edge."""
