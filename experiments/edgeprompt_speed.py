@@ -47,6 +47,7 @@ from flower_ext.edgeprompt import EdgePrompt, KVStore, PromptHierarchy
 from flower_ext.edgeprompt.attention import attend
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import DEFAULT
+from flower_ext.models.cache_argument import forward_cache
 from flower_ext.models.loading import load_tokenizer
 
 RECOMPUTED_BAR = 0.1  # of the time to first token of the whole prompt's prefill
@@ -135,7 +136,8 @@ def floor(systems: Systems, prompt: PromptHierarchy) -> Timing:
     for _ in range(2):  # The tensors have just been written: the first is to settle.
         begin = time.perf_counter()
         cache = DynamicCache(config=model.config)
-        model(tail, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        kept_for = forward_cache(model, cache)
+        model(tail, use_cache=True, logits_to_keep=1, **kept_for)
         for keys, values in kept:
             attend(query, keys, values)
         seconds.append(time.perf_counter() - begin)

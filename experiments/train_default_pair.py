@@ -32,6 +32,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from flower_ext.models.cache_argument import forward_cache
+
 BOUNDARY = "<|endoftext|>"
 VOCABULARY = 1024
 HELD_OUT = 0.05  # of the text, its end
@@ -202,7 +204,8 @@ def sample(
     """Continue prompts to ``length`` tokens; temperature 0 takes the likeliest."""
     ids, cache, fresh = prompts, DynamicCache(config=model.config), prompts
     while ids.shape[1] < length:
-        out = model(input_ids=fresh, past_key_values=cache, use_cache=True)
+        kept = forward_cache(model, cache)
+        out = model(input_ids=fresh, use_cache=True, **kept)
         logits = out.logits[:, -1]
         if temperature:
             chances = torch.softmax(logits / temperature, dim=-1)

@@ -29,6 +29,7 @@ from flower_ext.edgeprompt import (
 )
 from flower_ext.edgeprompt.prefill import LayerKV, prefill
 from flower_ext.errors import InvalidInputError
+from flower_ext.models.cache_argument import generation_cache, returned_cache
 
 __all__ = [
     "COPIED",
@@ -221,8 +222,8 @@ class Systems:
                 prompts,
                 tokens,
                 lambda: {
-                    "past_key_values": self._copies(len(prompts), longest),
                     "disable_compile": True,
+                    **generation_cache(self._copies(len(prompts), longest)),
                 },
             )
         raise InvalidInputError(f"There is no system {system!r} to compare with.")
@@ -258,7 +259,7 @@ class Systems:
         if hasattr(model, "_cache"):
             del model._cache
         rate = len(prompts) * (tokens - 1) / seconds if tokens > 1 else float("nan")
-        return Timing(first.at - begin, rate, kv_bytes(output.past_key_values))
+        return Timing(first.at - begin, rate, kv_bytes(returned_cache(output)))
 
     def _keep(self, prompt: PromptHierarchy) -> None:
         """Compute the prefix's KV for those that copy it, if it is another one."""

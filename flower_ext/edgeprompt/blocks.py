@@ -23,6 +23,7 @@ from flower_ext.edgeprompt.errors import PrivateSegmentError
 from flower_ext.edgeprompt.hierarchy import Level, Segment
 from flower_ext.edgeprompt.precision import KVShape, Precision
 from flower_ext.errors import InvalidInputError
+from flower_ext.models.cache_argument import returned_cache
 
 __all__ = [
     "BLOCK_TOKENS",
@@ -332,7 +333,7 @@ def _kv_of_one_token(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return the keys and values of a token, per layer of shape [1, heads, 1, dim]."""
     ids = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-    cache: Any = model(ids, use_cache=True).past_key_values
+    cache: Any = returned_cache(model(ids, use_cache=True))
     keys = [layer.keys for layer in cache.layers]
     values = [layer.values for layer in cache.layers]
     if len({(k.shape, v.shape) for k, v in zip(keys, values, strict=True)}) != 1:

@@ -27,6 +27,7 @@ from flower_ext.edgeprompt.splice import Layout, spliced, spliced_cache
 from flower_ext.edgeprompt.spliceable import check_spliceable, longest_text
 from flower_ext.edgeprompt.store import KVStore
 from flower_ext.errors import InvalidInputError
+from flower_ext.models.cache_argument import forward_cache, generation_cache
 from flower_ext.network.clocks import Clock, WallClock
 
 __all__ = ["EdgePrompt"]
@@ -44,6 +45,7 @@ _OWN = (
     "inputs_embeds",
     "attention_mask",
     "position_ids",
+    "cache",
     "past_key_values",
     "max_length",
     "assistant_model",
@@ -285,9 +287,9 @@ class EdgePrompt:
                 rows: Any = self.model.generate(  # type: ignore[operator]
                     ids,
                     attention_mask=mask,
-                    past_key_values=ready.cache,
                     max_new_tokens=max_new_tokens,
                     logits_processor=processors,
+                    **generation_cache(ready.cache),
                     **options,
                 )
             seconds = clock.now() - begin
@@ -341,9 +343,9 @@ class EdgePrompt:
             with spliced(self.model):
                 output = self.model(
                     ids,
-                    past_key_values=ready.cache,
                     position_ids=places[None].to(device),
                     use_cache=True,
+                    **forward_cache(self.model, ready.cache),
                 )
         found: torch.Tensor = output.logits[0]
         return found

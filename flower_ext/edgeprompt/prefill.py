@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.edgeprompt.splice import spliced, spliced_cache
+from flower_ext.models.cache_argument import forward_cache
 
 __all__ = ["LayerKV", "StoppedError", "prefill"]
 
@@ -68,10 +69,10 @@ def prefill(
     cache = _WatchedCache(config=model.config)
     cache.useful = useful
     if not before:
-        inner(ids, past_key_values=cache, use_cache=True)
+        inner(ids, use_cache=True, **forward_cache(inner, cache))
     else:
         cache.layers = spliced_cache(before).layers
         with spliced(model):
-            inner(ids, past_key_values=cache, use_cache=True)
+            inner(ids, use_cache=True, **forward_cache(inner, cache))
     layers: list[Any] = list(cache.layers)
     return [(layer.keys, layer.values) for layer in layers]

@@ -257,7 +257,7 @@ def spliced_cache(
     Returns
     -------
     DynamicCache
-        To be given to a :func:`spliced` model as ``past_key_values``.
+        To be given to a :func:`spliced` model as its cache.
 
     Raises
     ------

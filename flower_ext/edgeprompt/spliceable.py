@@ -13,6 +13,7 @@ from flower_ext.edgeprompt.prefill import prefill
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.edgeprompt.splice import spliced, spliced_cache
 from flower_ext.errors import InvalidInputError
+from flower_ext.models.cache_argument import forward_cache
 
 __all__ = ["check_spliceable", "longest_text"]
 
@@ -100,8 +101,8 @@ def _difference(model: PreTrainedModel) -> float:
     with spliced(model):
         apart = model(
             ids[:, _SHARED:],
-            past_key_values=spliced_cache([kv]),
             position_ids=positions,
             use_cache=True,
+            **forward_cache(model, spliced_cache([kv])),
         ).logits[0]
     return float((apart.float() - whole).abs().max() / whole.abs().max())

@@ -117,8 +117,8 @@ def ofdma(
     [array([1.]), array([1.]), array([2.])]
     >>> two = np.ones(2)
     >>> x, q, units = ofdma(two, 9 * two, 2 * two, 3 * two, 0 * two)
-    >>> np.round(x, 6).tolist(), q.tolist(), np.round(units, 3).tolist()
-    ([0.5, 0.5], [1.0, 1.0], [1.404, 1.404])
+    >>> [np.round(a, 6).tolist() for a in (x, q)], np.round(units, 3).tolist()
+    ([[0.5, 0.5], [1.0, 1.0]], [1.404, 1.404])
     """
     shares, powers, service = np.zeros((3, len(rates)))
     with np.errstate(divide="ignore", over="ignore", invalid="ignore", under="ignore"):

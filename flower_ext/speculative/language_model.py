@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from flower_ext.errors import InvalidInputError
+from flower_ext.models.cache_argument import forward_cache
 from flower_ext.speculative.kv_cache import KVCache, RaggedBatch
 
 __all__ = ["LanguageModel", "Row", "TransformersModel", "as_language_model"]
@@ -182,7 +183,8 @@ class TransformersModel:
                 extra["position_ids"] = positions
         if self._keeps_logits:
             extra["logits_to_keep"] = keep
-        output = self.model(ids, past_key_values=cache, use_cache=True, **extra)
+        extra |= forward_cache(self.model, cache)
+        output = self.model(ids, use_cache=True, **extra)
         logits: torch.Tensor = output.logits[:, -keep:, : self.vocab_size]
         return logits
 

@@ -38,6 +38,7 @@ from flower_ext.edgeprompt.source import Wanted
 from flower_ext.edgeprompt.store import KVStore
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import ModelPair
+from flower_ext.models.cache_argument import returned_cache
 from flower_ext.network.clocks import VirtualClock
 from flower_ext.network.link import Link
 from flower_ext.speculative import Generation
@@ -102,7 +103,7 @@ def test_what_comes_is_what_the_model_computes(
 
     ids = torch.tensor([prefix.tokens])
     with torch.inference_mode():
-        whole: Any = pair.draft(ids, use_cache=True).past_key_values
+        whole: Any = returned_cache(pair.draft(ids, use_cache=True))
     blocks, layers = range(3), range(service.identity.layers)
     assert order_of(arrivals) == [(b, layer) for b in blocks for layer in layers]
     for arrival in arrivals:

@@ -395,6 +395,7 @@ def test_a_model_with_another_attention_is_found_out(pair: ModelPair) -> None:
     ("options", "said"),
     [
         ({"past_key_values": None}, "past_key_values"),
+        ({"cache": None}, "cache"),
         ({"attention_mask": 1}, "attention_mask"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"use_cache": False}, "use_cache"),

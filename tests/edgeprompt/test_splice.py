@@ -19,6 +19,7 @@ from flower_ext.edgeprompt.splice import (
     spliced_cache,
 )
 from flower_ext.errors import InvalidInputError
+from flower_ext.models.cache_argument import forward_cache
 from tests.edgeprompt.tiny import FAMILIES, VOCABULARY, prefix_of, tiny
 
 TOLERANCE = 1e-5
@@ -52,10 +53,10 @@ def forward(
     with spliced(model):
         output: Any = model(
             ids,
-            past_key_values=cache,
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,
+            **forward_cache(model, cache),
         )
     logits: torch.Tensor = output.logits
     return logits

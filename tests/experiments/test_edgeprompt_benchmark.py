@@ -17,6 +17,7 @@ import torch
 from flower_ext.edgeprompt import Level, PromptHierarchy, Segment
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import default_pair
+from flower_ext.models.cache_argument import forward_cache
 from flower_ext.network import Link
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -100,7 +101,7 @@ def test_copied_prefixes_are_the_prefix() -> None:
         for longest in (None, 64):
             logits = model(
                 torch.tensor([prompt.private_tokens] * 2),
-                past_key_values=compared._copies(2, longest),
+                **forward_cache(model, compared._copies(2, longest)),
             ).logits[:, -1]
             torch.testing.assert_close(logits, whole.expand(2, -1))
 

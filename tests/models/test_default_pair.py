@@ -17,6 +17,7 @@ from flower_ext.models import (
     load_model,
     load_pair,
 )
+from flower_ext.models.cache_argument import forward_cache, returned_cache
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,8 +94,8 @@ def test_a_text_begins_and_ends_with_the_same_token(pair: ModelPair) -> None:
 def sampled(model: PreTrainedModel, ids: torch.Tensor, count: int) -> torch.Tensor:
     generator, cache, fresh = torch.Generator().manual_seed(0), None, ids
     for _ in range(count):
-        out = model(fresh, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out = model(fresh, use_cache=True, **forward_cache(model, cache))
+        cache = returned_cache(out)
         chances = torch.softmax(out.logits[:, -1], dim=-1)
         fresh = torch.multinomial(chances, 1, generator=generator)
         ids = torch.cat([ids, fresh], dim=1)

@@ -25,6 +25,7 @@ from transformers import (
 
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import default_pair
+from flower_ext.models.cache_argument import forward_cache
 from flower_ext.network import Link, VirtualClock
 from flower_ext.speculative import (
     Adaptive,
@@ -331,7 +332,7 @@ def test_learned_positions_work_in_ragged_batches() -> None:
     for verdict, prompt in zip(found, prompts.values(), strict=True):
         with torch.inference_mode():
             logits = model(
-                torch.tensor([prompt]), past_key_values=DynamicCache()
+                torch.tensor([prompt]), **forward_cache(model, DynamicCache())
             ).logits
         assert not isinstance(verdict, Exception)
         assert verdict.token == int(logits[0, -1].argmax())

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from device_edge_llm.settings import GENERATED, Settings
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import ModelPair, default_pair
+from flower_ext.models.cache_argument import forward_cache
 
 WINDOW = 48  # tokens of a training text
 PROMPT = 8  # tokens of a prompt after the speaker's name
@@ -208,7 +209,8 @@ def write(
     """
     ids, fresh, cache = prompts, prompts, DynamicCache(config=model.config)
     while ids.shape[1] < length:
-        logits = model(input_ids=fresh, past_key_values=cache, use_cache=True).logits
+        kept = forward_cache(model, cache)
+        logits = model(input_ids=fresh, use_cache=True, **kept).logits
         chances = torch.softmax(logits[:, -1], dim=-1)
         fresh = torch.multinomial(chances, 1, generator=generator)
         ids = torch.cat([ids, fresh], dim=1)
