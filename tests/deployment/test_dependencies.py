@@ -34,7 +34,7 @@ def test_an_app_that_lists_flower_ext_fails_and_says_so(
 
     assert result.status == "finished:failed"
     assert "flower-ext was not found" in result.log + result.details
-    assert "Exit Code: 608" in installing.log("superlink")
+    assert "Exit Code: 608" in result.log + installing.log("superlink")
 
 
 def test_an_app_that_says_what_is_there_starts_at_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -145,12 +146,14 @@ def test_an_unregistered_node_is_refused(
 ) -> None:
     key = make_node_key(tmp_path, "stranger")
     authority = federation.folder / "secrets" / "ca.pem"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
     refused = subprocess.run(
         [
             program("flower-supernode"),
             *("--root-certificates", str(authority)),
             *("--auth-supernode-private-key", str(key)),
-            *("--superlink", federation.address, "--port", "0"),
+            *("--superlink", federation.address, "--port", port),
         ],
         env=federation.environment,
         capture_output=True,
