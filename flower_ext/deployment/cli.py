@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import signal
 import tempfile
 import threading
 import tomllib
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from flower_ext.deployment.federation import (
     CONNECTION,
+    SECRETS,
     WITHOUT_INSTALLATION,
     LocalFederation,
 )
@@ -58,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--dir",
         metavar="FOLDER",
-        help="for logs, certificates, keys and tokens (default: a new one)",
+        help="for logs, certificates, keys and tokens (default: a new one, which is "
+        "removed at the end; after an error its logs stay)",
     )
     add(
         "--install-dependencies",
@@ -71,17 +75,6 @@ def run(options: argparse.Namespace) -> int:
     """Bring a federation up; run an app on it, or wait for a signal."""
     app = None if options.app is None else Path(options.app)
     app_keys = set() if app is None else _config_keys(app)
-    folder = options.dir or tempfile.mkdtemp(prefix="flower-ext-federation-")
-    federation = LocalFederation(
-        folder,
-        options.nodes,
-        tls=options.tls,
-        node_configs=options.node_config,
-        edge=options.edge,
-        superlink_options=()
-        if options.install_dependencies
-        else (WITHOUT_INSTALLATION,),
-    )
     over = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -92,9 +85,20 @@ def run(options: argparse.Namespace) -> int:
             raise KeyboardInterrupt
 
     with ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _ending_signals():
             stack.callback(signal.signal, number, signal.signal(number, end))
         try:
+            folder = stack.enter_context(_folder(options.dir))
+            federation = LocalFederation(
+                folder,
+                options.nodes,
+                tls=options.tls,
+                node_configs=options.node_config,
+                edge=options.edge,
+                superlink_options=()
+                if options.install_dependencies
+                else (WITHOUT_INSTALLATION,),
+            )
             print(f"Starting a federation; its logs go to {folder}", flush=True)
             stack.enter_context(federation)
             stack.callback(over.set)
@@ -106,11 +110,42 @@ def run(options: argparse.Namespace) -> int:
             configs = [as_config(asked), *options.run_config]
             result = federation.run(str(app), " ".join(filter(None, configs)) or None)
         except KeyboardInterrupt:
-            print("Ending the federation", flush=True)
+            with suppress(OSError):  # The terminal may be closed.
+                print("Ending the federation", flush=True)
             return 0 if app is None else _INTERRUPTED
         result.require_completed()
         print(f"Run {result.run_id} has completed", flush=True)
     return 0
+
+
+def _ending_signals() -> list[signal.Signals]:
+    """Return the signals that end the command."""
+    ending = [signal.SIGINT, signal.SIGTERM]
+    # A terminal that closes hangs up, on systems that know of it; nohup ignores that.
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        ending.append(hangup)
+    return ending
+
+
+@contextmanager
+def _folder(chosen: str | None) -> Iterator[Path]:
+    """Give the chosen folder, or a new one that goes when its federation has ended.
+
+    After an error the logs in a new one stay, and keys and tokens go.
+    """
+    if chosen is not None:
+        yield Path(chosen)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="flower-ext-federation-"))
+    try:
+        yield folder
+    except Exception:
+        shutil.rmtree(folder / SECRETS, ignore_errors=True)
+        with suppress(OSError):  # There are logs.
+            folder.rmdir()
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _config_keys(app: Path) -> set[str]:

@@ -21,10 +21,13 @@ from flower_ext.deployment.security import Plaintext, Secured
 from flower_ext.deployment.settings import Value, as_config, write_connection
 from flower_ext.errors import FlowerExtError, InvalidInputError
 
-__all__ = ["CONNECTION", "WITHOUT_INSTALLATION", "LocalFederation"]
+__all__ = ["CONNECTION", "SECRETS", "WITHOUT_INSTALLATION", "LocalFederation"]
 
 CONNECTION = "federation"
 """Name of the connection, for ``flwr run APP federation``."""
+
+SECRETS = "secrets"
+"""Name of the folder, in the federation's own, with certificates, keys and tokens."""
 
 WITHOUT_INSTALLATION = "--disable-runtime-dependency-installation"
 """The SuperLink's option that keeps runs from installing packages."""
@@ -192,7 +195,7 @@ class LocalFederation:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_ports()
         if self._tls:
-            self._security = Secured(self.folder / "secrets", self.nodes)
+            self._security = Secured(self.folder / SECRETS, self.nodes)
         write_connection(
             self.home,
             CONNECTION,

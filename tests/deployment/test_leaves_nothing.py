@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,43 @@ from flower_ext.deployment import LocalFederation
 from flower_ext.deployment.parts import program
 from flower_ext.deployment.processes import end_marked, marked, start
 from flower_ext.errors import FlowerExtError, InvalidInputError
+
+
+@contextmanager
+def command_of(
+    *options: str, through: Sequence[str] = (), **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Run ``flower-ext federation``, and kill it if it has not ended by the end."""
+    with subprocess.Popen(
+        [*through, program("flower-ext"), "federation", *options],
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as command:
+        try:
+            yield command
+        finally:
+            command.kill()
+
+
+def read_until(command: subprocess.Popen[str], words: str) -> str:
+    """Return what a command has said when it says these words."""
+    assert command.stdout is not None
+    said = ""
+    while words not in said:
+        line = command.stdout.readline()
+        assert line, said
+        said += line
+    return said
+
+
+def wait_for_any(folder: Path) -> None:
+    """Wait until a federation has a process."""
+    until = time.monotonic() + 30
+    while not marked(folder) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert marked(folder)
 
 
 def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
@@ -25,55 +64,105 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
     assert marked(tmp_path) == {}
 
 
-def test_the_command_ends_everything_when_it_is_told_to(tmp_path: Path) -> None:
-    folder = tmp_path / "federation"
-    with subprocess.Popen(
-        [program("flower-ext"), "federation", "--nodes", "1", "--dir", str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as command:
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
+    ids=lambda number: str(number.name),
+)
+def test_the_command_ends_everything_when_it_is_told_to(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with command_of("--nodes", "1", "--tls", TMPDIR=str(tmp_path)) as command:
+        said = read_until(command, "Ctrl-C ends")
+        [folder] = tmp_path.glob("flower-ext-federation-*")
         try:
-            assert command.stdout is not None
-            said = ""
-            while "Ctrl-C ends" not in said:
-                line = command.stdout.readline()
-                assert line, said
-                said += line
             running = marked(folder)
-            command.send_signal(signal.SIGTERM)
+            keys = sorted(f.name for f in (folder / "secrets").glob("*.key"))
+            command.send_signal(number)
+            assert command.stdout is not None
             rest = command.stdout.read()
             status = command.wait(timeout=30)
             left = marked(folder)
         finally:
             end_marked(folder, patience=0)
-            command.kill()
 
     assert {"superlink", "node-0"} <= set(running.values())
+    assert keys == ["server.key"]
+    assert f"its logs go to {folder}\n" in said
     assert f"FLWR_HOME={folder}/flwr-home flwr run APP federation --stream" in said
     assert (status, rest) == (0, "Ending the federation\n")
     assert left == {}
+    assert not folder.exists()
 
 
 def test_an_interrupted_start_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "federation"
-    with subprocess.Popen(
-        [program("flower-ext"), "federation", "--nodes", "1", "--dir", str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as command:
+    with command_of("--nodes", "1", "--dir", str(folder)) as command:
         try:
-            until = time.monotonic() + 30
-            while not marked(folder) and time.monotonic() < until:
-                time.sleep(0.05)
-            assert marked(folder)
+            wait_for_any(folder)
             command.send_signal(signal.SIGINT)
             status = command.wait(timeout=30)
             left = marked(folder)
         finally:
             end_marked(folder, patience=0)
-            command.kill()
 
     assert (status, left) == (0, {})
+    assert (folder / "superlink.log").exists()  # A chosen folder stays.
+
+
+def test_a_terminal_that_closes_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "federation"
+    ours, theirs = os.openpty()
+    # The first terminal that the leader of a session opens is its own.
+    in_terminal = [*("sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1'), os.ttyname(theirs)]
+    options = ["--nodes", "1", "--dir", str(folder)]
+    command = [program("flower-ext"), "federation", *options]
+    with subprocess.Popen([*in_terminal, *command], start_new_session=True) as process:
+        os.close(theirs)
+        try:
+            wait_for_any(folder)
+            os.close(ours)
+            process.wait(timeout=30)
+            left = marked(folder)
+        finally:
+            end_marked(folder, patience=0)
+            process.kill()
+
+    assert left == {}
+
+
+def test_nohup_keeps_a_federation(tmp_path: Path) -> None:
+    folder = tmp_path / "federation"
+    with command_of("--nodes", "1", "--dir", str(folder), through=["nohup"]) as command:
+        try:
+            wait_for_any(folder)
+            command.send_signal(signal.SIGHUP)
+            read_until(command, "Ctrl-C ends")
+            running = marked(folder)
+            command.send_signal(signal.SIGINT)
+            status = command.wait(timeout=30)
+        finally:
+            end_marked(folder, patience=0)
+
+    assert {"superlink", "node-0"} <= set(running.values())
+    assert (status, marked(folder)) == (0, {})
+
+
+def test_an_error_leaves_logs_and_no_keys(tmp_path: Path) -> None:
+    options = ["--nodes", "1", "--tls", "--node-config", "no key=value"]
+    with command_of(*options, TMPDIR=str(tmp_path)) as command:
+        assert command.wait(timeout=60) == 1
+
+    [folder] = tmp_path.iterdir()
+    assert marked(folder) == {}
+    assert (folder / "node-0.log").stat().st_size > 0
+    assert not (folder / "secrets").exists()
+
+
+def test_options_that_are_refused_leave_no_folder(tmp_path: Path) -> None:
+    with command_of("--nodes", "0", TMPDIR=str(tmp_path)) as command:
+        assert command.wait(timeout=60) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_who_ignores_being_asked_is_killed_with_what_it_started(tmp_path: Path) -> None:
