@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, ErrorCode
 from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.server.superlink.linkstate.in_memory_linkstate import (
@@ -27,7 +30,8 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers
 
-from flower_ext.strategies.looks import LookOnce, looks_at
+from flower_ext.strategies.look_once import LookOnce
+from flower_ext.strategies.looks import LookEach, looks_at
 from flower_ext.strategies.poller import ReplyPoller
 
 _HANDLERS = {
@@ -177,3 +181,107 @@ def test_other_grids_are_asked_message_by_message(grid: HttpGrid) -> None:
         ("a", ["reply to a"]),
         ("b", ["reply to b"]),
     ]
+
+
+def test_a_grid_without_what_is_not_public_is_asked_message_by_message(
+    grid: HttpGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(HttpGrid, "_runtime_client")
+    assert isinstance(looks_at(grid), LookEach)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    ["flwr.proto.runtime_pb2", "flwr.superlink.grid", "flwr.superlink.grid.http_grid"],
+)
+def test_a_flower_that_has_moved_its_grid_is_asked_message_by_message(
+    moved: str,
+) -> None:
+    program = f"""
+import sys
+sys.modules[{moved!r}] = None  # Importing it raises ImportError.
+import flower_ext.strategies
+from flower_ext.strategies.looks import LookEach, looks_at
+assert isinstance(looks_at(object()), LookEach)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class OtherGrid(HttpGrid):
+    """The grid of another Flower: what is public works, and the rest is different."""
+
+    ask: Callable[[Any], Any]
+
+    @property
+    def _runtime_client(self) -> Any:
+        asked = sys._getframe(1).f_globals["__name__"]
+        if asked == HttpGrid.__module__:
+            return self._client
+        return SimpleNamespace(PullMessages=self.ask)
+
+
+def without_trees(request: Any) -> Any:
+    return SimpleNamespace(messages_list=[1, 2], message_object_trees=[])
+
+
+def renamed(request: Any) -> Any:
+    return SimpleNamespace(messages=[])
+
+
+def with_another_argument(request: Any, session: int) -> None:
+    del request, session
+
+
+@pytest.mark.parametrize("ask", [without_trees, renamed, with_another_argument])
+def test_an_answer_in_another_form_is_told_once_and_ends_no_run(
+    superlink: SuperLink,
+    grid: HttpGrid,
+    ask: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = OtherGrid("127.0.0.1:1", insecure=True, token="unused")
+    vars(other).update(vars(grid), ask=ask)
+    poller = ReplyPoller(other)
+    ids = ask_all(other, poller)
+    for i, node in enumerate(ids):
+        superlink.upload(superlink.announce(node, arrays_of(i)))
+
+    found = dict(value_of(poller.get(5)) for _ in ids)
+    poller.close()
+
+    assert found == {message_id: float(i) for i, message_id in enumerate(ids.values())}
+    told = [r.getMessage() for r in caplog.records if "another form" in r.msg]
+    assert len(told) == 1, told
+
+
+def test_a_fetch_that_works_otherwise_loses_no_more_than_its_reply(
+    superlink: SuperLink,
+    grid: HttpGrid,
+    poller: ReplyPoller,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pull = HttpGrid.pull_messages
+
+    def other(self: HttpGrid, message_ids: Any) -> Any:
+        if not isinstance(self._runtime_client, SuperLink):
+            raise TypeError("no client of this Flower")
+        return pull(self, message_ids)
+
+    monkeypatch.setattr(HttpGrid, "pull_messages", other)
+    ids = ask_all(grid, poller)
+    first, *others = ids
+    superlink.upload(superlink.announce(first, arrays_of(0.0)))
+    lost = poller.get(5)
+    for i, node in enumerate(others, start=1):
+        superlink.upload(superlink.announce(node, arrays_of(i)))
+    found = dict(value_of(poller.get(5)) for _ in others)
+
+    # A SuperLink hands out a reply once.
+    assert lost is not None
+    assert (lost[0], lost[1].error.code) == (ids[first], ErrorCode.MESSAGE_UNAVAILABLE)
+    assert found == {ids[node]: float(i) for i, node in enumerate(others, start=1)}
+    assert sum("another form" in r.msg for r in caplog.records) == 1
