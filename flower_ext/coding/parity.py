@@ -21,7 +21,9 @@ and it is exactly those who lied: two spare replies name one.
 (a coded sum may be small where its terms are not). Checks weigh replies by the inverse
 of it, and an alarm needs more than all of them together could cause, so that honest
 replies within the tolerance raise none; and since a set of all liars then always
-explains the replies, no rounding within it can put the blame on anybody honest.
+explains the replies, no rounding within it can put the blame on anybody honest. Where
+replies that are far louder than usual contradict each other, that much rounding is not
+allowed for: then there is an alarm, and nobody is named.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class ParityReport(NamedTuple):
     least : int
         How many workers have lied at least, liars and suspects together; 0 where no
         set of up to `limit` explains the replies, and so more have lied, or it is
-        nobody's lie (training that is not deterministic).
+        nobody's lie (training that is not deterministic, rounding of loud replies).
     checks : int
         How many independent parity checks there were.
     """
@@ -106,8 +108,9 @@ def check(
     Returns
     -------
     ParityReport
-        Where no set of up to `limit` workers explains the replies, everybody whom the
-        failing checks touch is a suspect.
+        Where no set of up to `limit` workers explains the replies, or one leaves out a
+        reply 10,000 times as loud as usual, everybody whom the failing checks touch is
+        a suspect.
 
     Raises
     ------
@@ -142,7 +145,7 @@ def check(
         return ParityReport(True, (), (), 0, count)
     involved = list(dict.fromkeys(w for p in failing for w in p.workers))
     sets = _smallest_explanations(failing, involved, limit)
-    if not sets:
+    if not sets or any(p.loud - found for p in failing for found in sets):
         return ParityReport(False, (), tuple(involved), 0, count)
     certain = frozenset.intersection(*sets)
     possible = frozenset.union(*sets) - certain
@@ -200,6 +203,7 @@ class _BlockParity:
         workers: list[Hashable],
     ) -> None:
         self.workers = workers
+        self.loud: set[Hashable] = set()  # whose rounding may exceed what is allowed
         self._known: dict[frozenset[Hashable], bool] = {}
         self._bases: list[Floats] = []
         self._syndromes: list[Floats] = []
@@ -213,7 +217,9 @@ class _BlockParity:
         for group, magnitude in enumerate(usual):
             # Without a magnitude all are zero, and agree.
             parts = replies[:, group] / (magnitude or 1.0)
-            slack = np.clip(np.linalg.norm(parts, axis=1), 1.0, _LOUD)
+            loudness = np.linalg.norm(parts, axis=1)
+            self.loud.update(workers[i] for i in np.flatnonzero(loudness > _LOUD))
+            slack = np.clip(loudness, 1.0, _LOUD)
             basis = np.linalg.qr(null * slack[:, None])[0]
             self._bases.append(basis)
             self._syndromes.append(basis.T @ (parts / slack[:, None]))

@@ -101,6 +101,36 @@ def test_honest_replies_raise_no_alarm(code: str, noise: float) -> None:
         assert report.checks == len(keep) - np.linalg.matrix_rank(rows[keep], tol=1e-7)
 
 
+@pytest.mark.parametrize("loudness", [1e3, 1e5, 1e6, 1e9])
+def test_honest_rounding_of_loud_replies_has_nobody_named(loudness: float) -> None:
+    """Three copies of a partition that moves far more than the usual one."""
+    rows = np.array(
+        [[1.0, 0, 0, 0]] * 3 + [[0, 1.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]] * 2
+    )
+    replies = np.ones((9, 4))
+    replies[:3] *= loudness
+    rounded = replies.copy()
+    rounded[0] *= 1 + 1e-4
+    false = replies.copy()
+    false[1] *= -1
+
+    assert check(rows, rounded, tolerance=1e-3).liars == ()
+    report = check(rows, false, tolerance=1e-3)
+    assert not report.consistent
+    if loudness > 1e4:
+        assert (report.liars, report.suspects, report.least) == ((), (0, 1, 2), 0)
+    else:
+        assert (report.liars, report.suspects, report.least) == ((1,), (), 1)
+
+
+def test_a_liar_that_is_loud_is_named() -> None:
+    rows, replies = np.ones((3, 1)), np.ones((3, 4))
+    for loudness in (1e3, 1e5, 1e7, 1e9):
+        false = replies.copy()
+        false[2] *= loudness
+        assert check(rows, false, tolerance=1e-3).liars == (2,)
+
+
 @pytest.mark.parametrize("code", CODES)
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_that_matters_is_detected(code: str, lie: str) -> None:
