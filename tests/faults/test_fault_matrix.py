@@ -106,12 +106,29 @@ def test_a_frozen_node_holds_up_no_round(outcomes: Outcomes, note: Note) -> None
 
 def test_a_late_and_false_reply_changes_nothing(outcomes: Outcomes, note: Note) -> None:
     outcome = outcomes["frozen_nodes"].result()
-    events = [(e["event"], e.get("round")) for e in outcome.events]
-    assert ("spoilt", 4) in events
-    late = [i for i, e in enumerate(outcome.events) if e["event"] == "end"]
-    assert max(late) > events.index(("report", 4))
-    assert sum(outcome.metric(r, "replies-late") for r in (5, 6)) >= 1
-    check(note, " 4 late and false reply", 1, outcome)
+    node = outcome.facts["late"]["node"]
+    lies = [
+        (i, e)
+        for i, e in enumerate(outcome.events)
+        if e["event"] == "spoilt" and (e["round"], e["node"]) == (4, node)
+    ]
+    assert [e["how"] for _, e in lies] == ["lie"]
+    begun = lies[0][1]
+    reported = next(
+        i
+        for i, e in enumerate(outcome.events)
+        if (e["event"], e.get("round")) == ("report", 4)
+    )
+    late = [
+        i
+        for i, e in enumerate(outcome.events)
+        if e["event"] == "end" and (e["round"], e["pid"]) == (4, begun["pid"])
+    ]
+    assert len(late) == 1
+    assert late[0] > reported
+    for name in ("replies-late", "replies-contradicting"):
+        assert sum(outcome.metric(r, name) for r in (5, 6)) >= 1, name
+    check(note, " 4 late and false reply", len(lies), outcome)
 
 
 def test_a_killed_serverapp_is_resumed(outcomes: Outcomes, note: Note) -> None:
