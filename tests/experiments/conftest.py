@@ -1,4 +1,4 @@
-"""Lets the tests import the Flower App's package, which is not installed."""
+"""Lets the tests import the Flower Apps' packages, which are not installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 APP_FOLDER = Path(__file__).parents[2] / "experiments" / "two_stage_coded"
 
-sys.path.insert(0, str(APP_FOLDER))
+sys.path[:0] = [str(APP_FOLDER), str(APP_FOLDER.parent / "device_edge_llm")]
 
 
 @pytest.fixture

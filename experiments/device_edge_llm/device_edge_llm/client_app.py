@@ -11,6 +11,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from device_edge_llm.data import load_partition, models, prompts_of
 from device_edge_llm.edge import make_link
+from device_edge_llm.node_config import check_node_keys
 from device_edge_llm.settings import Settings
 from device_edge_llm.task import delay_model
 from device_edge_llm.task import train as train_drafter
@@ -34,6 +35,7 @@ def delays_mod(msg: Message, ctxt: Context, call_next: ClientAppCallable) -> Mes
 
 def role(context: Context) -> str:
     """Return what the node is in the federation: a device, if its config is silent."""
+    check_node_keys(context.node_config)
     return str(context.node_config.get("role", DEVICE))
 
 

@@ -8,6 +8,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from flower_ext.clients import CodedClientApp, straggler_mod
 from two_stage_coded.data import load_data, load_partitions
+from two_stage_coded.node_config import check_node_keys
 from two_stage_coded.settings import Settings
 from two_stage_coded.task import delay_model, make_net
 from two_stage_coded.task import train as train_net
@@ -25,6 +26,7 @@ def delays_mod(msg: Message, ctxt: Context, call_next: ClientAppCallable) -> Mes
 
 def own_partitions(context: Context) -> str:
     """Return what the node's config says it holds; without that, it can load all."""
+    check_node_keys(context.node_config)
     return str(context.node_config.get("partitions", "all"))
 
 
