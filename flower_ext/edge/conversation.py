@@ -146,7 +146,8 @@ class Conversation:
         """Return the answer to a message."""
         kind = message.WhichOneof("message")
         if kind == "draft":
-            return await self._verify(draft_from_wire(message.draft))
+            vocab_size = self._desk.terms.vocab_size
+            return await self._verify(draft_from_wire(message.draft, vocab_size))
         if kind == "ask":
             return await self._verify(ask_from_wire(message.ask))
         if kind == "opening":

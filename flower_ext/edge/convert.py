@@ -10,6 +10,7 @@ import numpy as np
 
 from flower_ext.edge import edge_pb2 as pb
 from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.speculative.checks import LONGEST_DRAFT
 from flower_ext.speculative.messages import Ask, Distribution, Draft, Opening, Verdict
 from flower_ext.speculative.sampling import Probabilities
 
@@ -103,14 +104,38 @@ def draft_to_wire(draft: Draft) -> pb.DeviceMessage:
     )
 
 
-def draft_from_wire(message: pb.Draft) -> Draft:
+def draft_from_wire(message: pb.Draft, vocab_size: int) -> Draft:
     """Return a draft.
+
+    Parameters
+    ----------
+    message : Draft
+        From the wire.
+    vocab_size : int
+        The ids that the edge verifies; a distribution of more is not even unpacked.
 
     Raises
     ------
     InvalidInputError
-        If an array is no array.
+        If something has more entries than it may, or an array is no array.
     """
+    # Entries take no bytes to speak of on the wire, and much time once unpacked.
+    for name, entries in (
+        ("tail", message.tail),
+        ("tokens", message.tokens),
+        ("distributions", message.distributions),
+    ):
+        if len(entries) > LONGEST_DRAFT:
+            raise InvalidInputError(
+                f"{name} may have {LONGEST_DRAFT} entries in one draft, got "
+                f"{len(entries)}: draft fewer tokens at once."
+            )
+    for distribution in message.distributions:
+        if len(distribution.ids) > vocab_size:
+            raise InvalidInputError(
+                f"A distribution may have {vocab_size} ids, got "
+                f"{len(distribution.ids)}: send it dense."
+            )
     return Draft(
         round=message.round,
         confirmed=message.confirmed,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import grpc
 import numpy as np
+import pytest
 import torch
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flower_ext.edge import EdgeServer, RemoteVerifier
@@ -286,3 +289,50 @@ def test_ten_thousand_messages_of_strangers() -> None:
     refused = metric(server, "refusals_total", code="INVALID_ARGUMENT")
     assert MESSAGES / 2 < refused < MESSAGES
     assert metric(server, "rounds_total") > MESSAGES / 100
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        pb.Draft(distributions=[pb.Distribution()] * 2_000_000),
+        pb.Draft(tokens=[1] * 4_000_000),
+        pb.Draft(tail=[1] * 4_000_000),
+        pb.Draft(tokens=[1], distributions=[pb.Distribution(ids=[1] * 4_000_000)]),
+    ],
+    ids=["distributions", "tokens", "tail", "ids"],
+)
+def test_a_message_of_four_megabytes_holds_nobody_up(draft: pb.Draft) -> None:
+    data = serialized(pb.DeviceMessage(draft=draft))
+    begin = time.perf_counter()
+    pb.DeviceMessage.FromString(data)
+    reading = time.perf_counter() - begin  # What this machine takes for its bytes.
+    over = threading.Event()
+
+    with ExitStack() as stack:
+        server = stack.enter_context(EdgeServer(tiny(4), "f", plaintext=True))
+        channel = stack.enter_context(grpc.insecure_channel(server.address))
+        health = health_pb2_grpc.HealthStub(channel)
+
+        def slowest_check() -> float:
+            slowest = 0.0
+            while not over.is_set():
+                begin = time.perf_counter()
+                health.Check(health_pb2.HealthCheckRequest())
+                slowest = max(slowest, time.perf_counter() - begin)
+            return slowest
+
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        stream = stack.enter_context(Conversation(server.address))
+        stream.send(hello("f", VOCABULARY))
+        stream.send(opening_to_wire(Opening("s", 7, SECRET)))
+        assert stream.read().HasField("welcome")
+        assert stream.read().HasField("opened")
+        bystander = pool.submit(slowest_check)
+        try:
+            stream.send(data)
+            reply = stream.read()
+        finally:
+            over.set()
+
+        assert reply.refusal.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert bystander.result() < 1 + 10 * reading

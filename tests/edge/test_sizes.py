@@ -77,7 +77,7 @@ def test_an_opening(opening: Opening) -> None:
 )
 def test_a_draft(draft: Draft) -> None:
     message = draft_to_wire(draft)
-    back = draft_from_wire(message.draft)
+    back = draft_from_wire(message.draft, 2**32)
 
     assert on_the_wire(message) == draft.wire_size
     assert back.probabilities.tobytes() == draft.probabilities.tobytes()
