@@ -91,7 +91,7 @@ def load_tokens(path: str | Path) -> dict[str, str]:
     ----------
     path : str | Path
         One ``name:token``, or a token alone, per line; empty lines and those that begin
-        with ``#`` are left out.
+        with ``#`` are left out, as are blanks around names and tokens.
 
     Returns
     -------
@@ -115,6 +115,7 @@ def load_tokens(path: str | Path) -> dict[str, str]:
         name, colon, token = text.partition(":")
         if not colon:
             name, token = f"line {number}", text
+        name, token = name.strip(), token.strip()
         if name in tokens:
             raise InvalidInputError(
                 f"token file {str(path)!r}: client {name!r} comes twice, again in line "

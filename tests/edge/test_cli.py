@@ -104,8 +104,12 @@ def test_a_command_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_token_files(tmp_path: Path) -> None:
     path = tmp_path / "tokens"
-    path.write_text("# Ours.\nann:a:secret\n\n  b-secret  \n")
-    assert load_tokens(path) == {"ann": "a:secret", "line 4": "b-secret"}
+    path.write_text("# Ours.\nann:a:secret\n\n  b-secret  \ncid : c-secret\n")
+    assert load_tokens(path) == {
+        "ann": "a:secret",
+        "line 4": "b-secret",
+        "cid": "c-secret",
+    }
 
     for content, text in (
         ("# None.\n", "has no tokens"),
