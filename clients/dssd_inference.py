@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 from transformers import PreTrainedTokenizerBase
 
+from flower_ext.clients.absent_edge import AbsentEdge
 from flower_ext.clients.configs import worker_of
 from flower_ext.clients.dssd_models import drafter_of, target_of, with_weights
 from flower_ext.clients.dssd_task import DSSDTask
@@ -18,11 +20,20 @@ from flower_ext.edgeprompt import Level, PrefixedModel, PromptHierarchy
 from flower_ext.edgeprompt.evaluation import DSSD_PUBLIC_KEY
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import LoadedModel, shared_vocab_size, tokenizer_fingerprint
-from flower_ext.speculative import Drafter, Generation, Row, Verifier, speculate
+from flower_ext.speculative import (
+    Drafter,
+    Generation,
+    Row,
+    Verifier,
+    VerifierUnavailableError,
+    speculate,
+)
 from flower_ext.speculative.evaluation import DSSD_KEY, DSSDRequest
 from flower_ext.speculative.totals import DSSDTotals
 
 __all__ = ["infer", "request_in", "seed_of"]
+
+_LOG = logging.getLogger(__name__)
 
 _WORTH_HOLDING = 16  # Tokens; a verifier computes fewer as fast.
 
@@ -69,7 +80,7 @@ def infer(task: DSSDTask, content: RecordDict, context: Context) -> DSSDTotals:
             ids = _ids(device.tokenizer, prompt, public)
             generation = speculate(
                 drafter,
-                verifier,
+                _present(verifier, request),
                 ids,
                 request.max_new_tokens,
                 request.sampling,
@@ -125,16 +136,29 @@ def _edge(
     # Imported here because a node that verifies by itself needs no network.
     from flower_ext.edge import RemoteVerifier  # noqa: PLC0415
 
-    return RemoteVerifier(
-        request.address,
-        tokenizer_fingerprint=tokenizer_fingerprint(device.tokenizer),
-        vocab_size=device.vocab_size,
-        token=request.token or None,
-        root_certificates=request.root_certificate or None,
-        plaintext=request.plaintext,
-        timeout=request.timeout,
-        patience=request.patience,
-    )
+    try:
+        return RemoteVerifier(
+            request.address,
+            tokenizer_fingerprint=tokenizer_fingerprint(device.tokenizer),
+            vocab_size=device.vocab_size,
+            token=request.token or None,
+            root_certificates=request.root_certificate or None,
+            plaintext=request.plaintext,
+            timeout=request.timeout,
+            patience=request.patience,
+        )
+    except VerifierUnavailableError as error:
+        if request.if_edge_is_lost != "draft":
+            raise
+        _LOG.warning("%s The drafter writes all texts alone.", error)
+        return nullcontext(AbsentEdge(device.vocab_size))
+
+
+def _present(verifier: Any, request: DSSDRequest) -> Any:
+    """Return what verifies the next text: no edge that is known to be lost."""
+    if request.if_edge_is_lost == "draft" and getattr(verifier, "lost", False):
+        return AbsentEdge(verifier.vocab_size)
+    return verifier
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +13,10 @@ from flower_ext.edge import edge_pb2 as pb
 from flower_ext.edge.connection import Connection, TryAgainError
 from flower_ext.edge.handshake import VERSION
 from flower_ext.edge.loop_thread import LoopThread
+from flower_ext.edge.patience import Patience
 from flower_ext.edge.remote_session import RemoteSession
 from flower_ext.edge.tls import client_credentials, is_loopback
-from flower_ext.errors import InvalidInputError
+from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.network.clocks import WallClock
 from flower_ext.speculative.choices import Choices
 from flower_ext.speculative.errors import VerifierUnavailableError
@@ -29,8 +31,9 @@ _LOG = logging.getLogger(__name__)
 class RemoteVerifier:
     """An edge elsewhere.
 
-    It connects at once, and once is enough: sessions that lose the connection make it
-    again. Generations may run side by side, each in a thread of its own.
+    It connects before anything else, with patience, and once is enough: sessions that
+    lose the connection make it again. Generations may run side by side, each in a
+    thread of its own.
 
     Parameters
     ----------
@@ -52,7 +55,8 @@ class RemoteVerifier:
         Seconds to wait for an answer before the connection counts as lost, above 0;
         more than the target takes for a prompt.
     patience : float (default: 60.0)
-        Seconds to go on trying after a message was first lost, at least 0.
+        Seconds to go on trying after a message was first lost, the first hello too, at
+        least 0.
 
     Raises
     ------
@@ -62,7 +66,7 @@ class RemoteVerifier:
         If the edge does not take the token, or has another tokenizer, another protocol
         or more ids.
     VerifierUnavailableError
-        If there is no edge at the address.
+        If no edge has answered at the address until patience ended.
 
     Examples
     --------
@@ -113,9 +117,11 @@ class RemoteVerifier:
             vocab_size=vocab_size,
         )
         self._patience = patience
+        self._clock = WallClock()
         self._sessions: list[RemoteSession] = []
         self._thread = LoopThread("flower-ext device")
         self._connection: Connection | None = None
+        self._looking: concurrent.futures.Future[None] | None = None
         try:
             self._welcome = self._thread.run(
                 self._connect(address, credentials, token, hello, timeout)
@@ -129,7 +135,6 @@ class RemoteVerifier:
         except BaseException:
             self.close()
             raise
-        self._clock = WallClock()
 
     @property
     def vocab_size(self) -> int:
@@ -145,6 +150,18 @@ class RemoteVerifier:
     def clock(self) -> WallClock:
         """The wall clock."""
         return self._clock
+
+    @property
+    def lost(self) -> bool:
+        """Whether patience has ended with the edge, and it has not answered since.
+
+        While it is lost, looking here says hello to it once more in the background.
+        """
+        assert self._connection is not None
+        lost = self._connection.given_up
+        if lost and (self._looking is None or self._looking.done()):
+            self._looking = self._thread.submit(self._look(self._connection))
+        return lost
 
     def start(self, opening: Opening, choices: Choices) -> RemoteSession:
         """Open a session; the edge computes the prompt while the device drafts.
@@ -198,9 +215,33 @@ class RemoteVerifier:
         hello: pb.Hello,
         timeout: float,
     ) -> pb.Welcome:
-        """Say hello once, and return the edge's terms."""
-        self._connection = Connection(address, credentials, token, hello, timeout)
-        stream = await self._connection.open_stream(Traffic())
+        """Say hello until it is answered, and return the edge's terms."""
+        connection = Connection(address, credentials, token, hello, timeout)
+        self._connection = connection
+        patience = Patience(self._patience, self._clock)
+        while True:
+            try:
+                return await _hello(connection)
+            except TryAgainError as again:
+                if not await patience.outlasts(again):
+                    raise
+                _LOG.info("No answer from the edge at %s yet: %s", address, again)
+
+    async def _look(self, connection: Connection) -> None:
+        """Say hello to an edge that was lost."""
+        try:
+            await _hello(connection)
+        except (TryAgainError, FlowerExtError) as error:
+            _LOG.info("No edge at %s yet: %s", connection.address, error)
+
+
+async def _hello(connection: Connection) -> pb.Welcome:
+    """Say hello on a stream of its own, and return the edge's terms."""
+    stream = await connection.open_stream(Traffic())
+    try:
         welcome = await stream.welcome()
-        await stream.end(timeout)
-        return welcome
+        await stream.end(connection.timeout)
+    except BaseException:
+        stream.cancel()
+        raise
+    return welcome

@@ -63,6 +63,13 @@ class Connection:
         What every stream begins with.
     timeout : float
         Seconds to wait for an answer.
+
+    Attributes
+    ----------
+    welcome : Welcome | None
+        The edge's terms, as soon as they are known.
+    given_up : bool
+        Whether patience has ended with the edge, and it has not answered since.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class Connection:
         self.address = address
         self.timeout = timeout
         self.welcome: pb.Welcome | None = None
+        self.given_up = False
         self._hello = pb.DeviceMessage(hello=hello)
         self._metadata = (
             () if token is None else (("authorization", f"Bearer {token}"),)
@@ -116,6 +124,7 @@ class Connection:
                 f"did {first.vocab_size}: connect again."
             )
         self.welcome = welcome
+        self.given_up = False
 
     async def close(self) -> None:
         """End the channel."""

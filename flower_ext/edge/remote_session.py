@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import random
 from dataclasses import dataclass, replace
 
 from flower_ext.edge import edge_pb2 as pb
@@ -21,6 +20,7 @@ from flower_ext.edge.convert import (
     verdict_from_wire,
 )
 from flower_ext.edge.loop_thread import LoopThread
+from flower_ext.edge.patience import Patience
 from flower_ext.errors import FlowerExtError
 from flower_ext.network.clocks import Clock
 from flower_ext.speculative.errors import UnknownSessionError, VerifierUnavailableError
@@ -29,8 +29,6 @@ from flower_ext.speculative.session import Traffic
 
 __all__ = ["RemoteSession"]
 
-_FIRST_WAIT = 0.05  # Seconds before the second try; doubled from try to try.
-_LONGEST_WAIT = 5.0
 _CLOSING_SECONDS = 1.0
 
 
@@ -165,8 +163,7 @@ class RemoteSession:
 
     async def _insist(self, message: Draft | Ask) -> Verdict:
         """Try until there is a verdict, or patience ends."""
-        began: float | None = None
-        wait = _FIRST_WAIT
+        patience = Patience(self._patience, self._clock)
         while True:
             try:
                 return await self._try(message)
@@ -180,18 +177,13 @@ class RemoteSession:
                 raise
             if again.lost or not self._opened:
                 self._drop()
-            now = self._clock.now()
-            began = now if began is None else began
-            # Jitter, so that devices which were lost together do not return together.
-            pause = max(again.seconds, wait * random.uniform(0.5, 1.0))
-            if now + pause > began + self._patience:
+            if not await patience.outlasts(again):
+                self._connection.given_up = True
                 raise VerifierUnavailableError(
                     f"The edge at {self._connection.address} has not answered for "
                     f"{self._patience} s ({again}): see that it runs, raise patience, "
                     "or let speculate(if_edge_is_lost='draft') finish without it."
                 )
-            await asyncio.sleep(pause)
-            wait = min(2 * wait, _LONGEST_WAIT)
 
     async def _try(self, message: Draft | Ask) -> Verdict:
         """Return the verdict, over the stream that is there or a new one."""

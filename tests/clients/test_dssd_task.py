@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +17,11 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from flower_ext.clients import DSSDTask
+from flower_ext.edge import EdgeServer
 from flower_ext.errors import InvalidInputError
-from flower_ext.models import ModelPair, default_pair
+from flower_ext.models import ModelPair, default_pair, tokenizer_fingerprint
 from flower_ext.network.link import Link
-from flower_ext.speculative import Generation, speculate
+from flower_ext.speculative import Generation, VerifierUnavailableError, speculate
 from flower_ext.speculative.evaluation import DSSD_KEY, DSSDRequest
 from flower_ext.speculative.totals import DSSDTotals
 
@@ -233,3 +236,65 @@ def test_declaring_the_task_loads_no_torch() -> None:
     )
 
     assert done.stdout.strip() == "False"
+
+
+def test_an_edge_that_never_answers_is_waited_for_once(
+    make_context: MakeContext, pair: ModelPair
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        fields: dict[str, Any] = {"edge": "grpc", "address": address, "plaintext": True}
+        fields |= {"patience": 0.5, "timeout": 5.0}
+
+        with pytest.raises(VerifierUnavailableError, match="no answer"):
+            DSSDTask(PROMPTS)(ask(**fields), make_context())
+        reply = DSSDTask(PROMPTS)(
+            ask(if_edge_is_lost="draft", **fields), make_context()
+        )
+
+    metrics = told(reply)
+    assert metrics["num-prompts"] == len(PROMPTS)
+    assert metrics["fallback-tokens"] == metrics["num-tokens"] > 0
+
+
+def test_an_edge_that_is_lost_is_waited_for_once(
+    make_context: MakeContext, pair: ModelPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = 2.0
+    fingerprint = tokenizer_fingerprint(pair.tokenizer)
+    server = EdgeServer(pair.target, fingerprint, plaintext=True)
+    server.start()
+    port = int(server.address.rpartition(":")[2])
+    seconds: list[float] = []
+    fallen: list[bool] = []
+    again: list[EdgeServer] = []
+
+    def watched(*args: Any, **options: Any) -> Generation:
+        if len(seconds) == 1:
+            server.stop()
+        if len(seconds) == 5:
+            again.append(
+                EdgeServer(pair.target, fingerprint, plaintext=True, port=port)
+            )
+            again[0].start()
+        begin = time.perf_counter()
+        generation = speculate(*args, **options)
+        seconds.append(time.perf_counter() - begin)
+        fallen.append(generation.fallback_tokens > 0)
+        time.sleep(0.3)  # Time for a hello in the background.
+        return generation
+
+    monkeypatch.setattr("flower_ext.clients.dssd_inference.speculate", watched)
+    fields: dict[str, Any] = {"edge": "grpc", "address": server.address}
+    fields |= {"plaintext": True, "patience": patience, "if_edge_is_lost": "draft"}
+    try:
+        DSSDTask(PROMPTS * 6)(ask(**fields), make_context())
+    finally:
+        for edge in again:
+            edge.stop()
+
+    assert seconds[1] > patience / 2
+    assert sum(seconds[2:5]) < patience / 2
+    assert fallen[:5] == [False, True, True, True, True]
+    assert not fallen[-1]

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from flower_ext.edge import remote_session
+from flower_ext.edge import patience
 from flower_ext.edge.convert import draft_to_wire, opening_to_wire
 from flower_ext.models import ModelPair
 from flower_ext.speculative import Choices, Draft, Generation, Opening, Verifier
@@ -106,7 +106,7 @@ def test_a_full_queue_refuses_and_a_device_tries_again(
     fingerprint: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(remote_session, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(patience, "_FIRST_WAIT", 0.01)
     verifier = Gate(pair)
     server = serve(model=verifier, max_queue=2)
     devices = [Conversation(server.address) for _ in range(5)]

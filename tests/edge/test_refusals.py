@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -93,7 +95,19 @@ def test_vocabularies_are_reconciled_or_refused(
 
 def test_nobody_at_the_address(connect: Connect) -> None:
     with pytest.raises(VerifierUnavailableError, match="no answer from an edge at"):
-        connect("127.0.0.1:9", timeout=5)
+        connect("127.0.0.1:9", timeout=5, patience=0.2)
+
+
+def test_an_edge_that_is_up_a_second_later(serve: Serve, connect: Connect) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    with ThreadPoolExecutor(1) as pool:
+        edge = pool.submit(connect, f"127.0.0.1:{port}", timeout=5, patience=30)
+        time.sleep(1)
+        server = serve(port=port)
+
+        assert edge.result().vocab_size == server.vocab_size
 
 
 def test_parameters_out_of_range(pair: ModelPair, fingerprint: str) -> None:

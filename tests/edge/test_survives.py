@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from flower_ext.edge import remote_session
+from flower_ext.edge import patience
 from flower_ext.models import ModelPair
 from flower_ext.speculative import (
     Generation,
@@ -29,8 +29,8 @@ CUTS = 200
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_session, "_FIRST_WAIT", 0.005)
-    monkeypatch.setattr(remote_session, "_LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(patience, "_FIRST_WAIT", 0.005)
+    monkeypatch.setattr(patience, "_LONGEST_WAIT", 0.1)
 
 
 def test_two_hundred_cuts(
@@ -39,8 +39,8 @@ def test_two_hundred_cuts(
     server = serve()
     reconnections = generations = 0
     with CuttingProxy(server.address, seed=0) as proxy:
-        edge = connect(proxy.address, timeout=10)
         proxy.cuts_left = 10 * CUTS
+        edge = connect(proxy.address, timeout=10)
         # Some cuts hit a device that is still saying hello: no reconnection.
         while proxy.cuts < CUTS or reconnections < CUTS // 2:
             assert generations < CUTS

@@ -58,7 +58,7 @@ def test_encrypted_with_tokens(
     assert generate(edge, prompts[0]).tokens == generate(None, prompts[0]).tokens
     for options in ({"plaintext": True}, {"root_certificates": other(tmp_path)}):
         with pytest.raises(VerifierUnavailableError, match="both sides have TLS"):
-            connect(server.address, token="a-secret", timeout=5, **options)
+            connect(server.address, token="a-secret", timeout=5, patience=0, **options)
 
 
 def other(folder: Path) -> Path:

@@ -204,7 +204,7 @@ def test_an_edge_that_is_not_there_is_a_failure_of_all(
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     edge = RunningEdge(f"127.0.0.1:{port}", plaintext=True)
-    metrics = told(nodes, evaluation(edge))
+    metrics = told(nodes, evaluation(edge, patience=0.0))
 
     assert metrics["dssd.num-failures"] == 3
     assert metrics["accuracy"] == 0.5
