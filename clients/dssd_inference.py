@@ -171,7 +171,7 @@ def _in_process(target: LoadedModel, common: int, public: str) -> Iterator[Verif
     # The model is this process's for whomever needs it, and is left as it was.
     before = target.model.config._attn_implementation
     try:
-        model = PrefixedModel(target.model)
+        model = PrefixedModel(target.model, common)
         model.hold(tokens)
         yield Verifier(model, common)
     finally:

@@ -16,7 +16,11 @@ from flower_ext.speculative import Sampling
 from flower_ext.speculative.evaluation import DSSD_KEY, DSSDRequest
 from flower_ext.speculative.totals import DSSDTotals
 from flower_ext.strategies.edge_evaluation import EdgeEvaluation
-from flower_ext.strategies.inference_edges import RunningEdge, ServedEdge
+from flower_ext.strategies.inference_edges import (
+    RunningEdge,
+    ServedEdge,
+    verified_ids,
+)
 
 if TYPE_CHECKING:
     from flower_ext.models import LoadedModel
@@ -176,6 +180,6 @@ class DSSDEvaluation(EdgeEvaluation[DSSDTotals]):
         tokens = PromptHierarchy.from_text(pieces, loaded.tokenizer).tokens
         if len(tokens) < _WORTH_HOLDING:
             return {}
-        model = PrefixedModel(loaded.model)
+        model = PrefixedModel(loaded.model, verified_ids(loaded))
         model.hold(tokens)
         return {"model": model}

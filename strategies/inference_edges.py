@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flower_ext.edge import EdgeServer
     from flower_ext.models import LoadedModel
 
-__all__ = ["EdgeAccess", "Prepare", "RunningEdge", "ServedEdge"]
+__all__ = ["EdgeAccess", "Prepare", "RunningEdge", "ServedEdge", "verified_ids"]
 
 Prepare = Callable[["LoadedModel"], dict[str, Any]]
 """Makes of the loaded model what else :class:`~flower_ext.edge.EdgeServer` takes: with
@@ -292,7 +292,7 @@ class ServedEdge:
         server = EdgeServer(
             further.pop("model", loaded.model),
             tokenizer_fingerprint(tokenizer),
-            vocab_size=max(tokenizer.get_vocab().values()) + 1,
+            vocab_size=verified_ids(loaded),
             tokens=named,
             **self._options,
             **further,
@@ -312,6 +312,11 @@ class ServedEdge:
             f"served at {self._reached_at} ({_spoken(self._plaintext)}, one token per "
             "node)"
         )
+
+
+def verified_ids(loaded: LoadedModel) -> int:
+    """Return how many ids a served edge verifies: the tokenizer's, without padding."""
+    return max(loaded.tokenizer.get_vocab().values()) + 1
 
 
 class _TokenPerNode:

@@ -197,7 +197,8 @@ def as_language_model(
     Raises
     ------
     InvalidInputError
-        If it is neither, or cannot be rolled back.
+        If it is neither, cannot be rolled back, or fits the protocol with another
+        ``vocab_size`` than the one wanted.
     """
     if isinstance(model, PreTrainedModel):
         return TransformersModel(model, vocab_size)
@@ -206,6 +207,14 @@ def as_language_model(
         raise InvalidInputError(
             "A model must be a Hugging Face causal language model (a PreTrainedModel) "
             f"or have the methods of LanguageModel, got {type(model).__name__}."
+        )
+    if vocab_size not in (None, model.vocab_size):
+        name = type(model).__name__
+        raise InvalidInputError(
+            f"vocab_size={vocab_size} cannot cut a {name}, which gives logits for "
+            f"{model.vocab_size} ids: cut them where it is made, as in "
+            f"TransformersModel(model, {vocab_size}) or PrefixedModel(model, "
+            f"{vocab_size})."
         )
     return model
 

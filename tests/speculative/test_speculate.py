@@ -40,6 +40,7 @@ from flower_ext.speculative import (
     Row,
     Sampling,
     Traffic,
+    TransformersModel,
     Verifier,
     VerifierUnavailableError,
     speculate,
@@ -313,6 +314,15 @@ def test_bad_input_is_named(llamas: Pair, changes: dict[str, Any], match: str) -
 def test_models_that_cannot_be_rolled_back_are_refused(model: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"rolled back|decoder-only|must be"):
         Drafter(model())
+
+
+@pytest.mark.parametrize("make", [Drafter, Verifier])
+def test_a_wrapped_model_is_not_cut_silently(make: Any, llamas: Pair) -> None:
+    cut = TransformersModel(llamas[0], 60)
+
+    assert make(cut).vocab_size == make(cut, 60).vocab_size == 60
+    with pytest.raises(InvalidInputError, match=r"vocab_size=50 cannot cut a Trans"):
+        make(cut, 50)
 
 
 def test_learned_positions_work_in_ragged_batches() -> None:

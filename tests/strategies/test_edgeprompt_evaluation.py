@@ -14,6 +14,7 @@ from flower_ext.edgeprompt import Level, PrefixedModel
 from flower_ext.edgeprompt.evaluation import DSSD_PUBLIC_KEY, EDGEPROMPT_KEY
 from flower_ext.edgeprompt.service import SegmentService
 from flower_ext.errors import InvalidInputError, PrivateSegmentError
+from flower_ext.models import default_pair
 from flower_ext.speculative import Sampling
 from flower_ext.strategies import (
     DSSDEvaluation,
@@ -172,6 +173,28 @@ def test_a_public_text_before_drafts_changes_no_text(nodes: Federation) -> None:
     ]
     assert sent[:NODES] == [None] * NODES
     assert all(config == {"text": PUBLIC} for config in sent[NODES:])
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["in-process", "grpc"])
+def test_a_public_text_goes_before_the_drafts_for_a_padded_target(
+    served: bool, nodes: Federation, tmp_path: Path
+) -> None:
+    pair = default_pair()
+    pair.target.resize_token_embeddings(pair.vocab_size + 64)
+    pair.target.save_pretrained(tmp_path / "padded")
+    pair.tokenizer.save_pretrained(tmp_path / "padded")
+    drafts = DSSDEvaluation(
+        edge=ServedEdge(plaintext=True) if served else "in-process",
+        target=tmp_path / "padded",
+        drafter_weights="node",
+        max_new_tokens=6,
+        public=PUBLIC,
+        if_all_fail="raise",
+    )
+    (metrics,) = told(nodes, drafts)
+
+    assert metrics["dssd.num-nodes"] == NODES
+    assert metrics["dssd.num-tokens"] == 6 * NODES
 
 
 @pytest.mark.parametrize(
