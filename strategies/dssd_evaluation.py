@@ -64,7 +64,7 @@ class DSSDEvaluation(EdgeEvaluation[DSSDTotals]):
         How tokens are drawn; by default from the models' own distributions.
     max_new_tokens : int (default: 64)
         The most tokens of a text, at least 1.
-    stop_strings : Sequence[str] (default: ())
+    stop_strings : str | Sequence[str] (default: ())
         What ends a text.
     prompts : Sequence[str] (default: ())
         For nodes that have no prompts of their own.
@@ -113,7 +113,7 @@ class DSSDEvaluation(EdgeEvaluation[DSSDTotals]):
         drafting_ahead: bool = False,
         sampling: Sampling | None = None,
         max_new_tokens: int = 64,
-        stop_strings: Sequence[str] = (),
+        stop_strings: str | Sequence[str] = (),
         prompts: Sequence[str] = (),
         public: str = "",
         if_edge_is_lost: str = "raise",
@@ -125,6 +125,13 @@ class DSSDEvaluation(EdgeEvaluation[DSSDTotals]):
                 f"public must be one str, got {type(public).__name__}: an edge that "
                 "verifies sees every prompt, so there are no levels."
             )
+        if isinstance(prompts, str):
+            raise InvalidInputError(
+                f"prompts must be a sequence of str, got the str {prompts!r:.80}: put "
+                "it into a list."
+            )
+        if isinstance(stop_strings, str):
+            stop_strings = (stop_strings,)
         self.public = public
         self.request = DSSDRequest(
             edge="in-process",

@@ -320,11 +320,17 @@ def test_summary_is_a_tree(logged: pytest.LogCaptureFixture) -> None:
         ({"if_all_fail": "ignore"}, "if_all_fail must be"),
         ({"draft_length": 0}, "draft_length must lie in"),
         ({"protocol": "dsss"}, "no protocol 'dsss'"),
+        ({"prompts": "ROMEO:"}, "the str 'ROMEO:': put it into a list"),
     ],
 )
 def test_what_is_wrong_is_named(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(InvalidInputError, match=problem):
         evaluation(**options)
+
+
+def test_a_single_stop_string_is_one() -> None:
+    assert evaluation(stop_strings="###").request.stop_strings == ("###",)
+    assert evaluation(stop_strings=["a", "b"]).request.stop_strings == ("a", "b")
 
 
 def test_what_cannot_be_wrapped_is_named() -> None:
