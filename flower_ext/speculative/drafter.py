@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from transformers import PreTrainedModel
 
-from flower_ext.errors import InvalidInputError
+from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.speculative.choices import Choices, Purpose
 from flower_ext.speculative.language_model import (
     LanguageModel,
@@ -130,12 +131,22 @@ class Drafting:
         """Draft one token more, and return it.
 
         The model computes the positions that it has not seen yet: one, as a rule.
+
+        Raises
+        ------
+        FlowerExtError
+            If what the model gives is not finite.
         """
         cached = self._cache.length
         confirmed = len(self.tokens)
         new = self.tokens[cached:] + self.draft[max(0, cached - confirmed) :]
         logits = self._model.extend([Row(self._cache, new, keep=1)])[0]
         drafted_from = self._sampling.probabilities(logits)[0]
+        if not np.isfinite(drafted_from).all():
+            raise FlowerExtError(
+                "The drafter's logits are not finite: its weights are broken, as by a "
+                "training that diverged, or its precision is too low for this text."
+            )
         position = self.generated + len(self.draft)
         token = self._choices.draw(drafted_from, position, Purpose.DRAFT)
         self.draft.append(token)

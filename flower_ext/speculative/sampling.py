@@ -125,12 +125,14 @@ class Sampling:
         Returns
         -------
         numpy.ndarray
-            Float32, of the same shape; every row adds up to 1 within rounding.
+            Float32, of the same shape; every row adds up to 1 within rounding, or has
+            NaN where a logit is NaN or infinitely large.
         """
         scores = logits.detach().float()
         if self.greedy:
-            best = scores.argmax(dim=-1, keepdim=True)
-            warped = torch.zeros_like(scores).scatter_(-1, best, 1.0)
+            highest, best = scores.max(dim=-1, keepdim=True)
+            # NaN where the highest score is not finite, as softmax has it.
+            warped = torch.zeros_like(scores).scatter_(-1, best, highest * 0 + 1)
         else:
             if self._warpers:
                 scores = self._warpers(_NO_INPUT_IDS, scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -23,7 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from flower_ext.errors import InvalidInputError
+from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.models import default_pair
 from flower_ext.models.cache_argument import forward_cache
 from flower_ext.network import Link, VirtualClock
@@ -244,7 +245,9 @@ def test_the_small_model_finishes_if_the_edge_is_lost(llamas: Pair) -> None:
     found = lost("draft")
 
     confirmed = 20 - found.fallback_tokens
-    assert found.rounds == 4  # The last one went out and was never answered.
+    # A fourth one went out and was never answered.
+    assert found.rounds == len(found.verdicts) == 3
+    assert found.tokens_per_round == confirmed / 3
     assert 3 <= confirmed < 20
     assert len(found.tokens) == 20
     assert found.tokens[:confirmed] == whole.tokens[:confirmed]
@@ -253,6 +256,32 @@ def test_the_small_model_finishes_if_the_edge_is_lost(llamas: Pair) -> None:
     with pytest.raises(InvalidInputError, match="if_edge_is_lost"):
         lost("drafts")
     assert verifier.sessions == 0
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(temperature=0), Sampling(top_k=5), Sampling(top_p=0.9)],
+    ids=str,
+)
+@pytest.mark.parametrize("protocol", ["dsd", "dssd"])
+def test_a_drafter_that_has_diverged_says_so(
+    protocol: str, sampling: Sampling, llamas: Pair
+) -> None:
+    diverged = copy.deepcopy(llamas[0])
+    with torch.no_grad():
+        for weight in diverged.parameters():
+            weight.fill_(math.nan)
+
+    with pytest.raises(FlowerExtError, match="drafter's logits are not finite: its w"):
+        run((diverged, llamas[1]), sampling=sampling, protocol=protocol)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_generator_may_be_on_cuda(llamas: Pair) -> None:
+    def text() -> tuple[int, ...]:
+        return run(llamas, generator=torch.Generator("cuda").manual_seed(3)).tokens
+
+    assert text() == text()
 
 
 def test_two_vocabularies_are_refused(llamas: Pair) -> None:
