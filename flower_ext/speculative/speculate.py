@@ -253,11 +253,10 @@ class _Device:
         probabilities, distributions = self._protocol.describe(
             tokens, drafting.drafted_from[:length]
         )
-        self._rounds += 1
         sent = self._clock.now()
         pending = session.send(
             Draft(
-                self._rounds,
+                self._rounds + 1,
                 drafting.generated,
                 self._tail,
                 tokens,
@@ -313,6 +312,7 @@ class _Device:
         self._verdicts.append(DraftVerdict(drafted, accepted, token))
         begin = len(drafting.tokens)
         drafting.confirm(accepted, token)
+        self._rounds += 1
         self._drafted += length
         self._accepted += accepted
         self._examined += accepted + (accepted < length)
@@ -419,7 +419,8 @@ def _seed(generator: torch.Generator | None) -> int:
             "generator must be a torch.Generator, as "
             f"torch.Generator().manual_seed(0), got {generator!r}."
         )
-    return int(torch.randint(2**63 - 1, (), generator=generator))
+    device = generator.device
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 
 
 def _check_length(length: int, drafter: Drafter, edge: Edge) -> None:
