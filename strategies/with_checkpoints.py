@@ -31,7 +31,8 @@ class WithCheckpoints(Strategy):
     What is saved: the model, the round, all metrics so far, the strategy's own state
     (of a coded strategy: the history of completion times, the scheduler's queues and
     batteries, the virtual clock and what is under way on it; of Flower's: every
-    attribute that has changed since the start and is made of numbers and arrays), and
+    attribute that has changed since the start and is made of numbers and arrays, and
+    those of a strategy that it wraps as an attribute), and
     the state of Python's, NumPy's and torch's global random generators. It is saved
     before `evaluate_fn` is called for the round, so that what has been reported is on
     the disk.
@@ -101,6 +102,7 @@ class WithCheckpoints(Strategy):
         self._strategies: tuple[Strategy, ...] = (strategy,)
         while isinstance(inner := self._strategies[-1], WithInference):
             self._strategies += (inner.strategy,)
+        self._with_state = _wrapped(self._strategies[0])
         self._folder = CheckpointFolder(folder, keep)
         self._saved: Checkpoint | None = None
         source = self._folder
@@ -117,7 +119,7 @@ class WithCheckpoints(Strategy):
 
     def _check(self, state: State) -> None:
         """Compare a checkpoint with what is to go on from it."""
-        names = [type(strategy).__name__ for strategy in self._strategies]
+        names = [type(strategy).__name__ for strategy in self._with_state]
         found = [saved["name"] for saved in state["strategies"]]
         if found != names:
             raise InvalidInputError(
@@ -157,9 +159,11 @@ class WithCheckpoints(Strategy):
         saved, self._saved = self._saved, None
         if saved is not None:
             _check_arrays(saved.state["arrays"], initial_arrays)
+            if saved.server_round == 0:  # no round is walked through that returns it
+                initial_arrays = saved.state["arrays"]
         run = CheckpointedRun(
             self._folder,
-            self._strategies,
+            self._with_state,
             saved,
             lambda server_round: (
                 server_round % self.every == 0 or server_round == num_rounds
@@ -214,6 +218,18 @@ class WithCheckpoints(Strategy):
     ) -> MetricRecord | None:
         """Aggregate the strategy's own evaluation."""
         return self.strategy.aggregate_evaluate(server_round, replies)
+
+
+def _wrapped(strategy: Strategy) -> tuple[Strategy, ...]:
+    """Return a strategy and all that it wraps, the outermost first."""
+    found = [strategy]
+    for outer in found:
+        found += [
+            value
+            for value in vars(outer).values()
+            if isinstance(value, Strategy) and all(value is not s for s in found)
+        ]
+    return tuple(found)
 
 
 def _check_arrays(saved: ArrayRecord, initial: ArrayRecord) -> None:

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Result, Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    Result,
+    Strategy,
+)
 
 from flower_ext.clients import CodedClientApp, ShiftedExponential, straggler_mod
 from flower_ext.errors import InvalidInputError
@@ -166,6 +173,12 @@ class Noisy(FedAvg):
         lambda: FedAdam(fraction_evaluate=0.0, eta=0.1),
         lambda: FedAvgM(fraction_evaluate=0.0, server_momentum=0.9),
         Noisy,
+        lambda: DifferentialPrivacyServerSideFixedClipping(
+            FedAdam(fraction_evaluate=0.0, eta=0.1),
+            noise_multiplier=0.0,
+            clipping_norm=1e3,
+            num_sampled_clients=6,
+        ),
     ],
 )
 def test_flowers_own_strategies(
@@ -205,6 +218,24 @@ def test_flowers_own_strategies(
     )
 
     same(whole, resumed)
+
+
+def test_a_run_killed_in_round_0_goes_on_with_the_model_it_reported(
+    federation: type[Federation], tmp_path: Path
+) -> None:
+    def model(value: float) -> ArrayRecord:
+        return ArrayRecord({"weight": Array(np.full(5, value, np.float32))})
+
+    whole = training().start(federation(6).grid, model(0), 2)
+    with pytest.raises(KilledError):
+        WithCheckpoints(training(), tmp_path).start(
+            federation(6).grid, model(0), 2, evaluate_fn=killed_at(0)
+        )
+    again = WithCheckpoints(training(), tmp_path, resume_from=tmp_path)
+    resumed = again.start(federation(6).grid, model(100), 2)
+
+    for name, array in whole.arrays.items():
+        assert array.numpy().tobytes() == resumed.arrays[name].numpy().tobytes()
 
 
 def test_what_has_been_reported_is_on_the_disk(
