@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from logging import WARNING
@@ -29,6 +30,7 @@ from flower_ext.strategies.checkpoint_codec import State, decode, encode
 __all__ = ["Checkpoint", "CheckpointFolder"]
 
 _FORMAT = 1
+_DRAFT = re.compile(r"\.(?:round|told)-\d+\.(?:json|safetensors)\.(\d+)")
 
 
 class _NewerFormatError(InvalidInputError):
@@ -126,6 +128,7 @@ class CheckpointFolder:
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._remove_drafts()
             for name, content in files.items():
                 _write_atomically(self.path / name, content)
         except OSError as error:
@@ -137,6 +140,14 @@ class CheckpointFolder:
             for name in (self._json(old), self._tensors(old)):
                 with suppress(OSError):
                     (self.path / name).unlink()
+
+    def _remove_drafts(self) -> None:
+        """Remove what processes that were killed while they wrote have left."""
+        for draft in self.path.glob(".*.*.*"):
+            named = _DRAFT.fullmatch(draft.name)
+            if named and not _runs(int(named[1])):
+                with suppress(OSError):
+                    draft.unlink()
 
     def load(self) -> Checkpoint:
         """Return the newest checkpoint that is whole.
@@ -225,6 +236,17 @@ def _unsealed(path: Path) -> dict[str, Any]:
     if told.pop("sha256") != _digest(told):
         raise ValueError("it is not what was written")
     return told
+
+
+def _runs(process: int) -> bool:
+    """Return whether there is such a process on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # It is another user's.
+        return True
+    return True
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

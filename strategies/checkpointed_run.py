@@ -6,7 +6,8 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping
-from logging import INFO
+from logging import INFO, WARNING
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,6 +22,8 @@ from flower_ext.strategies.checkpoint_codec import State, encode
 from flower_ext.strategies.checkpoint_files import Checkpoint, CheckpointFolder
 
 __all__ = ["CheckpointedRun", "Resumable"]
+
+_OURS = "flower_ext."  # What these hold besides is fixed, or theirs to save.
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -38,7 +41,11 @@ class Resumable(Protocol):
         ...
 
     def left_behind(self, server_round: int) -> State:
-        """Return what a round has left behind that changes no more, without arrays."""
+        """Return what a round has left behind, without arrays."""
+        ...
+
+    def amended(self) -> set[int]:
+        """Return the rounds before the present one of which that has changed since."""
         ...
 
     def put_back(self, server_round: int, left: State) -> None:
@@ -100,6 +107,8 @@ class CheckpointedRun:
                     if left[name] is not None:
                         metrics[server_round] = left[name]
         self._before = [_plain_attributes(strategy) for strategy in strategies]
+        for strategy, plain in zip(strategies, self._before, strict=True):
+            _warn_of_what_is_lost(strategy, plain)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -169,7 +178,9 @@ class CheckpointedRun:
     # -- what is saved -----------------------------------------------------------------
 
     def _save(self, server_round: int, arrays: ArrayRecord) -> None:
-        told = {r: self._left_behind(r) for r in self._untold}
+        amended = [s.amended() for s in self._strategies if isinstance(s, Resumable)]
+        told_now = sorted(set(self._untold).union(*amended) - {server_round})
+        told = {r: self._left_behind(r) for r in told_now}
         self._folder.save(
             Checkpoint(
                 server_round,
@@ -231,13 +242,32 @@ def _plain_attributes(strategy: Strategy) -> dict[str, str]:
         tensors: dict[str, Any] = {}
         try:
             told = json.dumps(encode(value, tensors))
-        except InvalidInputError:  # a function, say, which does not change
+        except InvalidInputError:  # see _warn_of_what_is_lost
             continue
         digest = hashlib.sha256(told.encode())
         for tensor in tensors.values():
             digest.update(np.ascontiguousarray(tensor).data)
         found[name] = digest.hexdigest()
     return found
+
+
+def _warn_of_what_is_lost(strategy: Strategy, plain: Mapping[str, str]) -> None:
+    """Name the attributes that may change and that a checkpoint cannot hold."""
+    if isinstance(strategy, Resumable) or type(strategy).__module__.startswith(_OURS):
+        return
+    for name, value in vars(strategy).items():
+        # Functions and classes do not change; strategies are saved by themselves.
+        fixed = callable(value) or isinstance(value, ModuleType | Strategy)
+        if name not in plain and not fixed:
+            log(
+                WARNING,
+                "A checkpoint cannot hold %s.%s (%s): a run that is resumed begins "
+                "with it as it is made. Keep numbers, lists, dictionaries or arrays "
+                "there",
+                type(strategy).__name__,
+                name,
+                type(value).__name__,
+            )
 
 
 def _random_states() -> State:

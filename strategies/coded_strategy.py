@@ -138,6 +138,7 @@ class CodedStrategy(FedAvg):
         )
         self.reply_tolerance = reply_tolerance
         self.liars: Counter[int] = Counter()
+        self._amended: set[int] = set()
         self.num_partitions = num_partitions
         self.clock = clock
         self.deadline = deadline
@@ -236,6 +237,7 @@ class CodedStrategy(FedAvg):
         self.round_metrics.clear()
         self.timelines.clear()
         self.liars.clear()
+        self._amended.clear()
         try:
             result = super().start(
                 staged,
@@ -258,6 +260,7 @@ class CodedStrategy(FedAvg):
         return {
             "history": self.history.state(),
             "examples": dict(self._examples),
+            "liars": dict(self.liars),
             "grid": None if self._staged is None else self._staged.checkpoint(),
         }
 
@@ -265,6 +268,7 @@ class CodedStrategy(FedAvg):
         """Go on from a :meth:`checkpoint`, in a run that has begun."""
         self.history.restore(state["history"])
         self._examples = dict(state["examples"])
+        self.liars.update(state["liars"])
         if self._staged is not None and state["grid"] is not None:
             self._staged.resume(state["grid"])
 
@@ -276,6 +280,11 @@ class CodedStrategy(FedAvg):
             "timeline": None if line is None else line.to_json(),
         }
 
+    def amended(self) -> set[int]:
+        """Return the rounds that late replies have changed, since the last call."""
+        amended, self._amended = self._amended, set()
+        return amended
+
     def put_back(self, server_round: int, left: dict[str, Any]) -> None:
         """Take back what a round of the run that is resumed has left behind."""
         if left["metrics"] is not None:
@@ -286,6 +295,9 @@ class CodedStrategy(FedAvg):
     def _renamed(self, names: Mapping[int, int]) -> None:
         """Take note of nodes that have other ids than in the checkpoint."""
         self.history.rename(names)
+        for old, new in names.items():
+            if times := self.liars.pop(old, 0):
+                self.liars[new] += times
 
     def _stage(self, grid: Grid, timeout: float, **timing: Any) -> StagedGrid:
         """Return the grid of a run; `timing` is its clock and its poller."""
@@ -445,7 +457,7 @@ class CodedStrategy(FedAvg):
         record = self._measured(done, coverage, skipped)
         self.round_metrics[server_round] = record
         self.timelines[server_round] = done.timeline(skipped)
-        mark_late(self.timelines, done.late_answers)
+        self._amended |= mark_late(self.timelines, done.late_answers)
         for name, value in record.items():
             metrics[REPLY_PREFIX + name] = value
         done.release()

@@ -203,8 +203,8 @@ class TimelineRecorder:
 
 def mark_late(
     timelines: MutableMapping[int, RoundTimeline], late: Iterable[LateAnswer]
-) -> None:
-    """Enter what came late into the rounds that it answers.
+) -> set[int]:
+    """Enter what came late into the rounds that it answers, and return these.
 
     Parameters
     ----------
@@ -213,10 +213,12 @@ def mark_late(
     late : Iterable[LateAnswer]
         What came; what belongs to rounds that are not there is left out.
     """
+    changed = set()
     for answer in late:
         line = timelines.get(answer.server_round)
         if line is None:
             continue
+        changed.add(answer.server_round)
         answered_at = answer.at - line.started_at
         timelines[answer.server_round] = replace(
             line,
@@ -227,6 +229,7 @@ def mark_late(
                 for d in line.dispatches
             ),
         )
+    return changed
 
 
 def _checked(kind: type, found: Mapping[str, Any]) -> dict[str, Any]:

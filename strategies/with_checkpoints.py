@@ -30,12 +30,12 @@ class WithCheckpoints(Strategy):
 
     What is saved: the model, the round, all metrics so far, the strategy's own state
     (of a coded strategy: the history of completion times, the scheduler's queues and
-    batteries, the virtual clock and what is under way on it; of Flower's: every
-    attribute that has changed since the start and is made of numbers and arrays, and
-    those of a strategy that it wraps as an attribute), and
-    the state of Python's, NumPy's and torch's global random generators. It is saved
-    before `evaluate_fn` is called for the round, so that what has been reported is on
-    the disk.
+    batteries, the virtual clock and what is under way on it; of Flower's, and of one
+    that it wraps as an attribute: every attribute that has changed since the start and
+    is made of numbers and arrays, with a warning about others), and the state of
+    Python's, NumPy's and torch's global random generators. It is saved before
+    `evaluate_fn` is called for the round, so that what has been reported is on the
+    disk.
 
     A run that goes on from a checkpoint first walks through the rounds that are done:
     no message is sent for them, their metrics are those saved, and `evaluate_fn` is
