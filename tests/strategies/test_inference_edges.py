@@ -203,8 +203,8 @@ def test_an_edge_that_is_not_there_is_a_failure_of_all(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    edge = RunningEdge(f"127.0.0.1:{port}", plaintext=True)
-    metrics = told(nodes, evaluation(edge, patience=0.0))
+    edge = RunningEdge(f"127.0.0.1:{port}", plaintext=True, patience=0.0)
+    metrics = told(nodes, evaluation(edge))
 
     assert metrics["dssd.num-failures"] == 3
     assert metrics["accuracy"] == 0.5
