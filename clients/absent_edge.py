@@ -22,6 +22,7 @@ class AbsentEdge:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
         self.max_length = None
+        self.eos_token_ids: tuple[int, ...] = ()
         self.clock = WallClock()
 
     def start(self, opening: Opening, choices: Choices) -> EdgeSession:

@@ -147,6 +147,11 @@ class RemoteVerifier:
         return self._welcome.max_length or None
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end the target's texts."""
+        return tuple(self._welcome.eos_token_ids)
+
+    @property
     def clock(self) -> WallClock:
         """The wall clock."""
         return self._clock

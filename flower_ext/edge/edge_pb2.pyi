@@ -44,16 +44,18 @@ class Hello(_message.Message):
     def __init__(self, version: _Optional[int] = ..., tokenizer_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("version", "vocab_size", "max_length", "max_message_bytes")
+    __slots__ = ("version", "vocab_size", "max_length", "max_message_bytes", "eos_token_ids")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     version: int
     vocab_size: int
     max_length: int
     max_message_bytes: int
-    def __init__(self, version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_length: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+    eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[int] = ..., vocab_size: _Optional[int] = ..., max_length: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Opening(_message.Message):
     __slots__ = ("session", "seed", "prompt", "generated", "protocol", "candidates", "temperature", "top_k", "top_p", "min_p")

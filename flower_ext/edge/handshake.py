@@ -28,12 +28,15 @@ class Terms:
         The most tokens of a text with its prompt.
     max_message_bytes : int
         The longest message that it takes.
+    eos_token_ids : tuple[int, ...]
+        What ends the target's texts.
     """
 
     tokenizer_fingerprint: str
     vocab_size: int
     max_length: int | None
     max_message_bytes: int
+    eos_token_ids: tuple[int, ...]
 
     def check(self, hello: pb.Hello) -> None:
         """Raise unless a device fits; one with more ids is cut to the edge's.
@@ -69,6 +72,7 @@ class Terms:
                 vocab_size=self.vocab_size,
                 max_length=self.max_length or 0,
                 max_message_bytes=self.max_message_bytes,
+                eos_token_ids=self.eos_token_ids,
             )
         )
 

@@ -178,6 +178,7 @@ class EdgeServer:
             self._verifier.vocab_size,
             self._verifier.max_length,
             max_message_bytes,
+            self._verifier.eos_token_ids,
         )
         self._counters = Counters()
         self._thread: LoopThread | None = None

@@ -91,6 +91,11 @@ class Edge(Protocol):
         ...
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end the target's texts; none: the drafter's end them."""
+        ...
+
+    @property
     def clock(self) -> Clock:
         """What its messages take is told by this clock."""
         ...
@@ -130,6 +135,11 @@ class LocalEdge:
     def max_length(self) -> int | None:
         """The most tokens of a text with its prompt, if there is a limit."""
         return self._verifier.max_length
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end the target's texts."""
+        return self._verifier.eos_token_ids
 
     @property
     def clock(self) -> Clock:

@@ -110,7 +110,8 @@ def speculate(  # noqa: PLR0913 - what generate() takes, and where it runs
         accepted draft: it would contradict the guess; the next draft has the guess
         verified in its place.
     eos_token_ids : Collection[int] | None (default: None)
-        Tokens that end the text; None: those of the drafter's configuration.
+        Tokens that end the text; None: those of the target's configuration, or of the
+        drafter's where that has none.
     stop_strings : str | Sequence[str] (default: ())
         Strings that end the text; they need ``tokenizer``.
     tokenizer : PreTrainedTokenizerBase | None (default: None)
@@ -158,7 +159,7 @@ def speculate(  # noqa: PLR0913 - what generate() takes, and where it runs
     sampling = sampling or Sampling()
     kind = protocol_named(protocol)
     if eos_token_ids is None:
-        eos_token_ids = drafter.eos_token_ids
+        eos_token_ids = edge.eos_token_ids or drafter.eos_token_ids
     ending = Ending(max_new_tokens, eos_token_ids, stop_strings, tokenizer)
     seed = _seed(generator)
     if choices is None:

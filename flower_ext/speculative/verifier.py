@@ -137,6 +137,12 @@ class Verifier:
         return model.max_length if isinstance(model, TransformersModel) else None
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text, by the model's own configuration."""
+        model = self.model
+        return model.eos_token_ids if isinstance(model, TransformersModel) else ()
+
+    @property
     def positions_processed(self) -> int:
         """The positions its model has computed so far, padding not counted."""
         return self.model.positions_processed
