@@ -36,9 +36,6 @@ def test_the_tokens_are_those_of_the_same_process(
         assert there.reconnections == 0
 
 
-Generate = Callable[..., Generation]
-
-
 def test_a_text_ends_where_the_target_ends_it(
     serve: Serve, connect: Connect, generate: Generate, prompts: list[list[int]]
 ) -> None:
