@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import secrets
 from collections.abc import Callable, Sequence
@@ -24,6 +26,8 @@ Prepare = Callable[["LoadedModel"], dict[str, Any]]
 ``model``, another one in its place."""
 
 Pem = str | PathLike[str] | bytes
+
+_SET_BY_SERVED_EDGE = {"model", "tokenizer_fingerprint", "vocab_size", "tokens"}
 
 _WILDCARDS = ("0.0.0.0", "::", "[::]")
 
@@ -177,7 +181,7 @@ class ServedEdge:
     Raises
     ------
     InvalidInputError
-        If a parameter is out of range.
+        If a parameter is unknown or out of range.
     """
 
     def __init__(
@@ -207,6 +211,7 @@ class ServedEdge:
                 "A ServedEdge needs tls_cert and tls_key, or plaintext=True if nobody "
                 "else can listen; not both."
             )
+        _check_options(server)
         self.max_nodes = check_count("max_nodes", max_nodes, low=1)
         self._reached_at = reached_at or host
         self._plaintext = plaintext
@@ -312,6 +317,21 @@ class ServedEdge:
             f"served at {self._reached_at} ({_spoken(self._plaintext)}, one token per "
             "node)"
         )
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise if an edge has no such argument, and name the nearest."""
+    if not options:
+        return
+    # Imported here because it takes seconds, which most edges need not.
+    from flower_ext.edge import EdgeServer  # noqa: PLC0415
+
+    known = set(inspect.signature(EdgeServer).parameters) - _SET_BY_SERVED_EDGE
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"there is {sorted(known)}."
+            raise InvalidInputError(f"ServedEdge has no parameter {name!r}: {meant}")
 
 
 def verified_ids(loaded: LoadedModel) -> int:

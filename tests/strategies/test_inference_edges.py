@@ -236,6 +236,11 @@ def test_a_token_stays_with_its_node() -> None:
         (lambda: ServedEdge(plaintext=True, max_nodes=0), "max_nodes"),
         (lambda: RunningEdge("edge:1", timeout=0), "timeout must be above 0"),
         (lambda: ServedEdge(plaintext=True, patience=-1), "patience must be"),
+        (
+            lambda: ServedEdge(plaintext=True, max_sesions=3),
+            "no parameter 'max_sesions': did you mean max_sessions?",
+        ),
+        (lambda: ServedEdge(plaintext=True, tokens={}), "no parameter 'tokens'"),
         (lambda: RunningEdge("edge"), "must be 'host:port'"),
         (
             lambda: RunningEdge("edge:1", root_certificates="/no/such/file"),
