@@ -19,7 +19,11 @@ from flower_ext.edge.segment_fetch import Order, SegmentFetcher, SegmentTraffic
 from flower_ext.edge.tls import client_credentials, is_loopback
 from flower_ext.edgeprompt.blocks import ModelIdentity, SharedPrefix
 from flower_ext.edgeprompt.errors import SourceError
-from flower_ext.edgeprompt.linked_source import Observer, still_wanted
+from flower_ext.edgeprompt.linked_source import (
+    Observer,
+    left_to_fetch,
+    still_wanted,
+)
 from flower_ext.edgeprompt.segment_messages import check_request
 from flower_ext.edgeprompt.source import Arrival, Wanted
 from flower_ext.errors import InvalidInputError
@@ -121,7 +125,7 @@ class RemoteSegments:
         self._error: Exception | None = None
         self._busy = False
         self._closed = False
-        self._order: Order | None = None  # On the loop's thread, as the task.
+        self._prefix: SharedPrefix | None = None  # On the loop's thread, as the task.
         self._task: asyncio.Task[None] | None = None
         self._thread = LoopThread("flower-ext segments")
         self._fetcher: SegmentFetcher = self._thread.run(
@@ -163,11 +167,13 @@ class RemoteSegments:
         self._check_open()
         return self._thread.run(self._fetcher.key(fresh=True))
 
-    def request(self, prefix: SharedPrefix, wanted: Sequence[Wanted]) -> None:
+    def request(
+        self, prefix: SharedPrefix, wanted: Sequence[Wanted], have_layers: int = 0
+    ) -> None:
         """Begin to fetch blocks, in this order, in place of what is under way.
 
-        Of a block that is under way and wanted first again, in the same precision, the
-        layers that have come are not sent again.
+        Of the first block, what whoever asks holds is not sent again, nor is what has
+        come behind it and was not handed over yet.
 
         Parameters
         ----------
@@ -175,14 +181,16 @@ class RemoteSegments:
             The shared part of a prompt.
         wanted : Sequence[Wanted]
             Blocks of it. None: end what is under way.
+        have_layers : int (default: 0)
+            The layers of the first that whoever asks holds, at least 0.
 
         Raises
         ------
         PrivateSegmentError
             If the prefix, or what is wanted of it, is of any other type.
         InvalidInputError
-            If a block is none of the prefix's, the prefix was made for another model,
-            or this source is closed.
+            If a block is none of the prefix's, ``have_layers`` is below 0, the prefix
+            was made for another model, or this source is closed.
         """
         check_request(prefix, wanted)
         if prefix.identity != self._identity:
@@ -191,7 +199,7 @@ class RemoteSegments:
                 "make both with the same."
             )
         self._check_open()
-        self._thread.run(self._replace(prefix, list(wanted)))
+        self._thread.run(self._replace(prefix, tuple(wanted), have_layers))
 
     def arrived(self, timeout: float) -> list[Arrival]:
         """Return what has come since the last call.
@@ -285,20 +293,18 @@ class RemoteSegments:
             self._busy, self._error = False, None
             self._changed.notify_all()
 
-    async def _replace(self, prefix: SharedPrefix, wanted: list[Wanted]) -> None:
+    async def _replace(
+        self, prefix: SharedPrefix, wanted: tuple[Wanted, ...], have: int
+    ) -> None:
         """Begin an order in place of another."""
         await self._end()
-        before = self._order
-        order = Order(prefix, wanted)
-        if before is not None and before.wanted and wanted:
-            same = order.address == before.address
-            order.layers = before.layers if same else 0
-        known = None if before is None else before.prefix
+        before, self._prefix = self._prefix, prefix
         with self._changed:
-            self._come = [a for a in self._come if still_wanted(a, known, prefix)]
-            self._busy = bool(wanted)
-        self._order = order
-        if wanted:
+            self._come = [a for a in self._come if still_wanted(a, before, prefix)]
+            left, layers = left_to_fetch(self._come, wanted, have)
+            self._busy = bool(left)
+        if left:
+            order = Order(prefix, list(left), layers)
             self._task = asyncio.create_task(self._fetch(order))
 
     async def _fetch(self, order: Order) -> None:

@@ -229,11 +229,7 @@ class EdgePrompt:
         prefix = self.shared_prefix(hierarchy)
         if not prefix.blocks:
             return LoadReport()
-        loaded = self._loader.load(prefix)
-        for part in loaded.parts:
-            for layer in range(part.shape.layers):
-                part.layer(layer)
-        return loaded.report
+        return self._loader.load(prefix, whole=True).report
 
     def generate(
         self,
@@ -366,17 +362,18 @@ class EdgePrompt:
             yield _Ready(None, 0, None, 0, LoadReport())
             return
         loaded: LoadedPrefix = self._loader.load(prefix)
-        parts: list[PrefixKV] = list(loaded.parts)
-        if last_again or not all(prompt.private_tokens for prompt in prompts):
-            # Its logits are wanted, so the last shared token is processed once more.
-            parts = _without_last(parts)
-        if not parts:
-            yield _Ready(None, 0, None, 0, loaded.report)
-            return
-        layout, lent = self._rule.choose(parts, batch, steps)
-        length = sum(part.length for part in parts)
-        longest = max(len(prompt) for prompt in prompts) - length + steps
+        lent: PrefixKV | None = None
         try:
+            parts: list[PrefixKV] = list(loaded.parts)
+            if last_again or not all(prompt.private_tokens for prompt in prompts):
+                # Its logits are wanted, so the last shared token is processed again.
+                parts = _without_last(parts)
+            if not parts:
+                yield _Ready(None, 0, None, 0, loaded.report)
+                return
+            layout, lent = self._rule.choose(parts, batch, steps)
+            length = sum(part.length for part in parts)
+            longest = max(len(prompt) for prompt in prompts) - length + steps
             yield _Ready(
                 spliced_cache(parts, layout, longest),
                 length,
@@ -384,6 +381,13 @@ class EdgePrompt:
                 loaded.nbytes,
                 loaded.report,
             )
+        except Exception:
+            # A prompt that fails leaves the same as any other. Whoever interrupts one
+            # is not kept waiting: the next load does it.
+            loaded.settle()
+            raise
+        else:
+            loaded.settle()
         finally:
             if lent is not None:
                 lent.give_back()

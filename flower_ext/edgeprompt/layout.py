@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
+from flower_ext.edgeprompt.device_time import device_time
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.edgeprompt.splice import Layout, SplicedLayer, attend_spliced
 from flower_ext.network.clocks import WallClock
@@ -92,13 +93,11 @@ class LayoutRule:
         steps, copies = [], []
         for _ in range(_TRIALS):
             layer = SplicedLayer(prefixes, 0, layout)
-            begin = clock.now()
+            begin = device_time(clock, query.device)
             layer.update(key, value)
-            copied = clock.now()
+            copied = device_time(clock, query.device)
             tail = layer.update(key, value)
-            out = attend_spliced(layer, query, *tail)
-            if out.device.type == "cuda":
-                torch.cuda.synchronize(out.device)
-            steps.append(clock.now() - copied)
+            attend_spliced(layer, query, *tail)
+            steps.append(device_time(clock, query.device) - copied)
             copies.append(copied - begin)
         return statistics.median(steps), statistics.median(copies)

@@ -25,7 +25,7 @@ from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.network.clocks import Clock
 from flower_ext.network.link import Link
 
-__all__ = ["LinkedSource", "Observer", "still_wanted"]
+__all__ = ["LinkedSource", "Observer", "left_to_fetch", "still_wanted"]
 
 Observer = Callable[[bool, bytes, float], None]
 """Is told of a message on the wire: whether it goes up, its bytes, and when."""
@@ -95,11 +95,9 @@ class LinkedSource:
         self._clock = clock
         self._tenant = tenant
         self._prefix: SharedPrefix | None = None
-        self._wanted: tuple[Wanted, ...] = ()
         self._parts: Iterator[_Part] = iter(())
         self._coming: deque[_Part] = deque()
         self._come: list[Arrival] = []
-        self._layers = 0  # Of the first block that is wanted still.
         self._error: SourceError | None = None
         self._up_free = 0.0  # From when on the link's ways are free.
         self._down_free = 0.0
@@ -108,7 +106,9 @@ class LinkedSource:
         """Return the clock's time in seconds."""
         return self._clock.now()
 
-    def request(self, prefix: SharedPrefix, wanted: Sequence[Wanted]) -> None:
+    def request(
+        self, prefix: SharedPrefix, wanted: Sequence[Wanted], have_layers: int = 0
+    ) -> None:
         """Begin to fetch blocks, in this order, in place of what is under way.
 
         Parameters
@@ -117,27 +117,26 @@ class LinkedSource:
             The shared part of a prompt.
         wanted : Sequence[Wanted]
             Blocks of it. None: end what is under way.
+        have_layers : int (default: 0)
+            The layers of the first that whoever asks holds, at least 0.
 
         Raises
         ------
         PrivateSegmentError
             If the prefix, or what is wanted of it, is of any other type.
         InvalidInputError
-            If a block is none of the prefix's.
+            If a block is none of the prefix's, or ``have_layers`` is below 0.
         """
         check_request(prefix, wanted)
         self._advance(self._clock.now())
-        have = 0
-        if self._prefix is not None and self._wanted and wanted:
-            same = _address(self._prefix, self._wanted[0])
-            have = self._layers if _address(prefix, wanted[0]) == same else 0
         self._come = [a for a in self._come if still_wanted(a, self._prefix, prefix)]
+        left, have = left_to_fetch(self._come, wanted, have_layers)
         self._cut_short(self._clock.now() + self._link.rtt / 2)
-        self._prefix, self._wanted, self._layers = prefix, tuple(wanted), have
+        self._prefix = prefix
         self._error = None
-        if wanted:
-            heard = self._ask(prefix, wanted, have, self._clock.now(), told=False)
-            self._parts = self._served(prefix, tuple(wanted), have, heard)
+        if left:
+            heard = self._ask(prefix, left, have, self._clock.now(), told=False)
+            self._parts = self._served(prefix, left, have, heard)
 
     def arrived(self, timeout: float) -> list[Arrival]:
         """Return what has come since the last call.
@@ -208,9 +207,6 @@ class LinkedSource:
                 self.observer(False, part.data, part.at)
             if part.arrival is not None:
                 self._come.append(part.arrival)
-                self._layers = part.arrival.layer + 1
-                if self._layers == len(part.arrival.header.sizes):
-                    self._wanted, self._layers = self._wanted[1:], 0
 
     def _come_by(self, time: float) -> bool:
         """Return whether the next message has come by a time."""
@@ -234,7 +230,6 @@ class LinkedSource:
         """Forget what is under way."""
         self._parts = iter(())
         self._coming.clear()
-        self._wanted, self._layers = (), 0
 
     def _served(
         self, prefix: SharedPrefix, wanted: tuple[Wanted, ...], have: int, heard: float
@@ -327,6 +322,41 @@ def still_wanted(
     if before is None or wanted.block >= len(after.blocks):
         return False
     return _address(before, wanted) == _address(after, wanted)
+
+
+def left_to_fetch(
+    come: Sequence[Arrival], wanted: Sequence[Wanted], have_layers: int
+) -> tuple[tuple[Wanted, ...], int]:
+    """Return what of a request is left beside what is there already.
+
+    Parameters
+    ----------
+    come : Sequence[Arrival]
+        What has come and was not handed over yet, of the same prefix.
+    wanted : Sequence[Wanted]
+        The request's blocks, in their order.
+    have_layers : int
+        The layers of the first that whoever asks holds.
+
+    Returns
+    -------
+    tuple[tuple[Wanted, ...], int]
+        The blocks that are to be asked for, and the layers that are there of the first.
+
+    Raises
+    ------
+    InvalidInputError
+        If ``have_layers`` is below 0.
+    """
+    if have_layers < 0:
+        raise InvalidInputError(f"have_layers must be at least 0, got {have_layers}.")
+    left, have = tuple(wanted), have_layers
+    for arrival in come:
+        if left and arrival.wanted == left[0] and arrival.layer == have:
+            have += 1
+            if have == len(arrival.header.sizes):
+                left, have = left[1:], 0
+    return left, have
 
 
 def _address(prefix: SharedPrefix, wanted: Wanted) -> bytes:

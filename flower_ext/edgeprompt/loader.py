@@ -3,6 +3,12 @@
 Everything that goes out goes out here, before the private text is looked at. What is
 still on its way when the last block has begun to come is waited for layer by layer, and
 nothing is asked for any more.
+
+What is kept and learned then decides what the next prompt asks for, so it must not
+depend on the private text, on how long it is, or on whether it fails. Of the last block
+the link alone decides: each layer has to come within a time from the one before, by the
+times at which they come, whenever somebody looks. A block that keeps to it is kept.
+Otherwise the block is computed for this prompt, and nothing remains of it.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import torch
 from transformers import PreTrainedModel
 
 from flower_ext.edgeprompt.blocks import SharedBlock, SharedPrefix
+from flower_ext.edgeprompt.device_time import device_time
 from flower_ext.edgeprompt.errors import SourceError
 from flower_ext.edgeprompt.estimates import DeviceSpeed, LinkEstimate
 from flower_ext.edgeprompt.plan import Offer, OfferedBlock
@@ -27,7 +34,7 @@ from flower_ext.edgeprompt.precision import (
     encode,
     layer_nbytes,
 )
-from flower_ext.edgeprompt.prefill import StoppedError, prefill
+from flower_ext.edgeprompt.prefill import LayerKV, StoppedError, prefill
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.edgeprompt.restoration import Restoration
 from flower_ext.edgeprompt.source import Arrival, SegmentSource, Wanted
@@ -40,8 +47,10 @@ _LOG = logging.getLogger(__name__)
 # Tokens that a single row may have behind a prefix without a copy: a sixteenth of it,
 # since the room is kept as long as the prefix, within these limits.
 _LEAST_ROOM, _MOST_ROOM = 64, 512
-# How many times as long as it takes to compute a block its next layer is waited for.
+# How many times as long as it takes to compute a block its next layer may take, and the
+# least seconds: less may pass where nothing but other threads holds a layer up.
 _PATIENCE = 2.0
+_LEAST_PATIENCE = 0.1
 
 
 @dataclass
@@ -88,10 +97,14 @@ class LoadedPrefix:
         One per level that it has, in their order.
     report : LoadReport
         Where it came from.
+    settle : Callable[[], None]
+        To be called when the private text is through, and when it has failed: waits
+        until it is known whether the last layers come, and keeps them if they do.
     """
 
     parts: tuple[PrefixKV, ...]
     report: LoadReport
+    settle: Callable[[], None]
 
     @property
     def nbytes(self) -> int:
@@ -155,6 +168,7 @@ class PrefixLoader:
         self._max_error = max_error
         self._memory_bytes = memory_bytes
         self._silent = False  # Whether it was said that the source is silent.
+        self._open: _Loading | None = None  # The latest, if layers may come still.
         self._loaded: OrderedDict[bytes, tuple[PrefixKV, float]] = OrderedDict()
         self.speed = DeviceSpeed()
         self.link = LinkEstimate()
@@ -166,20 +180,24 @@ class PrefixLoader:
             Precision.INT4: 1e-1,
         }
 
-    def load(self, prefix: SharedPrefix) -> LoadedPrefix:
+    def load(self, prefix: SharedPrefix, whole: bool = False) -> LoadedPrefix:
         """Get a prefix into memory.
 
         Parameters
         ----------
         prefix : SharedPrefix
             At least one block.
+        whole : bool (default: False)
+            Return when all is there, and no sooner.
 
         Returns
         -------
         LoadedPrefix
-            Its last layers may still be on their way; reading them waits.
+            Unless it is whole, its last layers may be on their way; reading them waits.
         """
-        return _Loading(self, prefix).run()
+        if self._open is not None:
+            self._open.settle()  # An interrupt has left it.
+        return _Loading(self, prefix, whole).run()
 
     def compute(self, prefix: SharedPrefix, precisions: Sequence[Precision]) -> None:
         """Compute what the store lacks of a prefix, and keep it in these precisions."""
@@ -223,9 +241,12 @@ class PrefixLoader:
 class _Loading:
     """One prefix on its way into memory."""
 
-    def __init__(self, loader: PrefixLoader, prefix: SharedPrefix) -> None:
+    def __init__(
+        self, loader: PrefixLoader, prefix: SharedPrefix, all_at_once: bool
+    ) -> None:
         self._of = loader
         self._prefix = prefix
+        self._all_at_once = all_at_once
         self._report = LoadReport(blocks=len(prefix.blocks))
         self._errors: dict[int, float] = {}  # By block, where known.
         self._runs = self._make_runs()
@@ -235,11 +256,12 @@ class _Loading:
         self._requested = False
         self._begun: dict[int, int] = {}  # block -> layers that are decoded
         self._aside = 0.0  # Seconds of taking blocks while others were computed.
+        self._patience = 0.0  # Seconds from a layer of the last block to the next.
+        self._deadline = math.inf  # By when that has to come.
 
     def run(self) -> LoadedPrefix:
         """Load; return as soon as the private text may begin."""
-        clock = self._of._clock
-        begin = clock.now()
+        begin = self._now()
         missing = [
             index
             for run in self._runs
@@ -252,14 +274,18 @@ class _Loading:
         else:
             for index in missing:
                 self._compute(index)
-        self._report.seconds = clock.now() - begin
+        self._report.seconds = self._now() - begin
         parts = tuple(run.kv for run in self._runs)
         if self._state is None or self._state.finished:
             self._whole()
         else:
-            # A single block is missing; what is before it may be read at any time.
-            self._run_of(self._state.missing[0]).kv.wait_with(self._wait)
-        return LoadedPrefix(parts, self._report)
+            self._leave_open(self._state)
+        return LoadedPrefix(parts, self._report, self.settle)
+
+    def settle(self) -> None:
+        """Wait until the last block is whole, or it is known that it will not be."""
+        while self._of._open is self:
+            self._take_last()
 
     def _make_runs(self) -> list[_Run]:
         """Return the memory for each level, that of an earlier load if there is one."""
@@ -297,6 +323,10 @@ class _Loading:
             upto = range(run.first + len(run.blocks))
             error = max(self._errors.get(index, 0.0) for index in upto)
             self._of._remember(_name(run.blocks), run.kv, error)
+
+    def _now(self) -> float:
+        """Return the time, all that the device was given being done."""
+        return device_time(self._of._clock, self._of._model.device)
 
     def _has_error(self, blocks: Iterable[int], error: float) -> None:
         """Take note of what blocks cost in fidelity."""
@@ -344,8 +374,10 @@ class _Loading:
             run.kv.values[layer][0, :, tokens],
         )
 
-    def _compute(self, index: int, useful: Callable[[], bool] | None = None) -> float:
-        """Compute a block, all before it being there; return how long it took.
+    def _prefill(
+        self, index: int, useful: Callable[[], bool] | None = None
+    ) -> list[LayerKV]:
+        """Compute a block, all before it being there.
 
         Raises
         ------
@@ -357,12 +389,23 @@ class _Loading:
         begin = block.begin - run.begin
         if begin:
             before.append(run.kv.head(begin))
-        clock = self._of._clock
-        started, aside = clock.now(), self._aside
         layers = prefill(self._of._model, block.tokens, before, useful)
         run.kv.fill(begin, layers)
-        seconds = clock.now() - started - (self._aside - aside)
         self._report.computed += 1
+        return layers
+
+    def _compute(self, index: int, useful: Callable[[], bool] | None = None) -> float:
+        """Compute a block and keep it; return how long it took.
+
+        Raises
+        ------
+        StoppedError
+            If it was not useful any more.
+        """
+        started, aside = self._now(), self._aside
+        layers = self._prefill(index, useful)
+        seconds = self._now() - started - (self._aside - aside)
+        block = self._prefix.blocks[index]
         if not any(self._errors.get(earlier) for earlier in range(index)):
             exact = encode(
                 [k[0] for k, _ in layers], [v[0] for _, v in layers], Precision.EXACT
@@ -386,6 +429,9 @@ class _Loading:
             at=source.now(),
         )
         self._state = state
+        # What an earlier load was sent would tell how long its prompt has taken.
+        source.request(self._prefix, ())
+        source.arrived(0.0)
         while not state.finished and not self._only_layers_left(state):
             state.passed(source.now())
             self._ask(state, source)
@@ -419,9 +465,9 @@ class _Loading:
         begun = source.now()
 
         def useful() -> bool:
-            started = self._of._clock.now()
+            started = self._now()
             self._take(state, source, 0.0)
-            self._aside += self._of._clock.now() - started
+            self._aside += self._now() - started
             state.passed(source.now())
             return state.useful(index, begun)
 
@@ -432,9 +478,10 @@ class _Loading:
         state.computed(index, seconds, source.now())
 
     def _only_layers_left(self, state: Restoration) -> bool:
-        """Return whether one block is missing, and it has begun to come."""
+        """Return whether one block is missing, has begun to come, and may be left."""
         missing = state.missing
-        return len(missing) == 1 and missing[0] in self._begun
+        begun = len(missing) == 1 and missing[0] in self._begun
+        return begun and bool(self._asked) and not self._all_at_once
 
     def _ask(self, state: Restoration, source: SegmentSource) -> None:
         """Send a request if another one is wanted."""
@@ -442,10 +489,14 @@ class _Loading:
         if wanted != self._asked:
             self._asked = wanted
             self._requested = self._requested or bool(wanted)
-            source.request(self._prefix, wanted)
+            # What has come of any other block is sent again.
+            self._half = {w: self._half[w] for w in wanted[:1] if w in self._half}
+            self._begun = {w.block: len(half) for w, half in self._half.items()}
+            source.request(self._prefix, wanted, sum(self._begun.values()))
 
     def _take(self, state: Restoration, source: SegmentSource, timeout: float) -> bool:
         """Take what has come; return whether anything has, or a loss was noticed."""
+        begun = source.now()
         try:
             arrivals = source.arrived(timeout)
         except SourceError as error:
@@ -454,8 +505,9 @@ class _Loading:
             return True
         for arrival in arrivals:
             self._took(state, arrival)
-        if not arrivals and timeout == math.inf:
-            self._lost(state, source)  # Nothing is under way, whoever has ended it.
+        # Who has not waited, by a clock that may be a little off: nothing is under way.
+        if not arrivals and timeout and source.now() < begun + timeout / 2:
+            self._lost(state, source)
         return bool(arrivals)
 
     def _lost(self, state: Restoration, source: SegmentSource) -> None:
@@ -476,14 +528,18 @@ class _Loading:
             if arrival.layer:
                 return
             half.clear()  # Sent again from its beginning.
-        started = self._of._clock.now()
-        self._decode(wanted.block, arrival.layer, arrival.data, wanted.precision)
-        seconds = self._of._clock.now() - started
-        self._of.speed.decoded(wanted.precision, arrival.data.numel(), seconds)
+        nbytes = arrival.data.numel()
+        if self._of._open is self:
+            # How long it takes now may depend on what else the device computes.
+            self._decode(wanted.block, arrival.layer, arrival.data, wanted.precision)
+        else:
+            started = self._now()
+            self._decode(wanted.block, arrival.layer, arrival.data, wanted.precision)
+            self._of.speed.decoded(wanted.precision, nbytes, self._now() - started)
         half.append(arrival.data)
         self._begun[wanted.block] = len(half)
         whole = len(half) == header.shape.layers
-        state.arrived(wanted, arrival.data.numel(), arrival.at, whole)
+        state.arrived(wanted, nbytes, arrival.at, whole)
         if whole:
             encoded = EncodedBlock(
                 header.shape, wanted.precision, header.error, tuple(half)
@@ -494,23 +550,53 @@ class _Loading:
             self._report.fetched[wanted.precision] += 1
             self._has_error([wanted.block], header.error)
 
+    # -- while the private text is read -----------------------------------------------
+
+    def _leave_open(self, state: Restoration) -> None:
+        """Leave the rest of the last block to whoever reads it."""
+        source = self._of._source
+        assert source is not None
+        (last,) = state.missing
+        block = self._prefix.blocks[last]
+        computing = self._of.speed.seconds(block.begin, len(block.tokens))
+        self._patience = max(_PATIENCE * computing, _LEAST_PATIENCE)
+        self._deadline = source.now() + self._patience
+        self._of._open = self
+        # What is before the block may be read at any time.
+        self._run_of(last).kv.wait_with(self._wait)
+
     def _wait(self, layer: int) -> None:
-        """Wait for a layer of the last block, without asking for anything."""
+        """Wait for a layer of the last block, or compute the block for this prompt."""
+        assert self._state is not None
+        while self._of._open is self:
+            if self._begun[self._state.missing[0]] > layer:
+                return
+            self._take_last()
+        if not self._state.finished:
+            (block,) = self._state.missing
+            self._run_of(block).kv.wait_with(None)
+            self._prefill(block)
+
+    def _take_last(self) -> None:
+        """Take what comes of the last block; if a layer is late, give the block up."""
         state, source = self._state, self._of._source
         assert state is not None
         assert source is not None
-        while not state.finished:
-            (block,) = state.missing
-            if self._begun.get(block, 0) > layer:
-                return
-            before = self._begun.get(block, 0)
-            tokens = self._prefix.blocks[block]
-            computing = self._of.speed.seconds(tokens.begin, len(tokens.tokens))
-            self._take(state, source, _PATIENCE * computing)
-            if not state.finished and self._begun.get(block, 0) == before:
-                self._run_of(block).kv.wait_with(None)
-                state.computed(block, self._compute(block), source.now())
-        self._whole()
+        try:
+            arrivals = source.arrived(max(self._deadline - source.now(), 0.0))
+        except SourceError as error:
+            _LOG.warning("Blocks could not be fetched (%s).", error)
+            arrivals = []
+        late = not arrivals
+        for arrival in arrivals:
+            late = late or arrival.at > self._deadline
+            if not late:
+                self._took(state, arrival)
+                self._deadline = max(self._deadline, arrival.at + self._patience)
+        if late or state.finished:
+            self._of._open = None
+        if state.finished:
+            self._whole()
 
     def _offered(self, index: int) -> OfferedBlock:
         block = self._prefix.blocks[index]

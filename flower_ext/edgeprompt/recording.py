@@ -117,11 +117,13 @@ class RecordingSource:
         """Return the time in seconds, on the source's clock."""
         return self._source.now()
 
-    def request(self, prefix: SharedPrefix, wanted: Sequence[Wanted]) -> None:
+    def request(
+        self, prefix: SharedPrefix, wanted: Sequence[Wanted], have_layers: int = 0
+    ) -> None:
         """Have blocks fetched, and write down which; raises as the source does."""
         at = self._source.now()
         place = len(self.transcript)
-        self._source.request(prefix, wanted)
+        self._source.request(prefix, wanted, have_layers)
         addresses = tuple(_address(prefix, each) for each in wanted)
         self.transcript.insert(place, Asked(addresses, at))
         self._prefix = prefix

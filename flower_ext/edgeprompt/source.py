@@ -90,11 +90,21 @@ class SegmentSource(Protocol):
         """Return the time in seconds, on the clock that arrivals are told by."""
         ...
 
-    def request(self, prefix: SharedPrefix, wanted: Sequence[Wanted]) -> None:
+    def request(
+        self, prefix: SharedPrefix, wanted: Sequence[Wanted], have_layers: int = 0
+    ) -> None:
         """Begin to fetch blocks, in this order, in place of what is under way.
 
-        Of a block that is under way and wanted again, in the same precision and first,
-        what has come is not sent again. None wanted: end what is under way.
+        Parameters
+        ----------
+        prefix : SharedPrefix
+            The shared part of a prompt.
+        wanted : Sequence[Wanted]
+            Blocks of it. None: end what is under way.
+        have_layers : int (default: 0)
+            The layers of the first that whoever asks holds, at least 0. They are not
+            sent again, nor are those behind them that have come and were not handed
+            over yet.
         """
         ...
 

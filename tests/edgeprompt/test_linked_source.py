@@ -129,7 +129,7 @@ def test_a_new_request_keeps_what_has_come(service: SegmentService) -> None:
     (first,) = recorded.arrived(math.inf)
     clock.sleep_until(first.at + 0.5)  # A part of the second layer has come.
     begin = clock.now()
-    recorded.request(prefix, [wanted[0]])
+    recorded.request(prefix, [wanted[0]], first.layer + 1)
     (second,) = recorded.arrived(math.inf)
     assert (first.layer, second.layer) == (0, 1)
     assert recorded.arrived(math.inf) == []
@@ -144,6 +144,12 @@ def test_a_new_request_keeps_what_has_come(service: SegmentService) -> None:
     free = first.at - RTT / 2 + layer / DOWN
     came = max(heard, free) + (service_header((first.data,) * 2) + layer) / DOWN
     assert second.at == pytest.approx(came + RTT / 2, rel=1e-12)
+
+    recorded.request(prefix, [wanted[0]])  # By who holds nothing: all of it.
+    assert [a.layer for a in recorded.arrived(math.inf)] == [0]
+    assert [a.layer for a in recorded.arrived(math.inf)] == [1]
+    with pytest.raises(InvalidInputError, match="at least 0, got -1"):
+        recorded.request(prefix, [wanted[0]], -1)
 
     recorded.request(prefix, wanted)
     recorded.request(prefix, [])

@@ -158,8 +158,10 @@ class _Cut:
     def now(self) -> float:
         return float(self._source.now())
 
-    def request(self, prefix: SharedPrefix, wanted: Sequence[Wanted]) -> None:
-        self._source.request(prefix, wanted)
+    def request(
+        self, prefix: SharedPrefix, wanted: Sequence[Wanted], have_layers: int = 0
+    ) -> None:
+        self._source.request(prefix, wanted, have_layers)
         self._asked = bool(wanted)
 
     def arrived(self, timeout: float) -> list[Arrival]:
@@ -318,6 +320,22 @@ def test_a_link_that_stalls_is_not_waited_for(
     assert completion.tokens == whole(pair, short)[:4]
     assert completion.report.computed == 1
     assert completion.time_to_first_token < 4 * 0.4
+
+
+def test_what_is_loaded_ahead_is_whole(
+    pair: ModelPair, service: SegmentService
+) -> None:
+    layer = 200 * 2 * 2 * 32 * 4
+    rate = TraceRate([0.0, 0.06, 1000.0], [layer / 0.08, 1.0, 1.0])
+    engine, source = device(
+        pair, service, Link(up=1e9, down=rate), precisions=[Precision.EXACT]
+    )
+    engine._loader.link.arrived(layer, 0.08)
+    short = PromptHierarchy([Segment(SHARED[:200], Level.PUBLIC)])
+    assert engine.load(short).computed == 1
+    requests = source.requests
+    assert engine.load(short).in_memory == 1
+    assert source.requests == requests
 
 
 def test_a_source_that_never_answers_is_told_of_once(

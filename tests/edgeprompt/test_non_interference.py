@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -20,10 +21,11 @@ from flower_ext.edgeprompt import (
     PromptHierarchy,
     Segment,
 )
-from flower_ext.edgeprompt.blocks import SharedPrefix
+from flower_ext.edgeprompt.blocks import SharedPrefix, identity_of
 from flower_ext.edgeprompt.errors import PrivateSegmentError
 from flower_ext.edgeprompt.linked_source import LinkedSource
 from flower_ext.edgeprompt.loader import PrefixLoader
+from flower_ext.edgeprompt.precision import layer_nbytes
 from flower_ext.edgeprompt.recording import (
     Asked,
     Came,
@@ -33,9 +35,11 @@ from flower_ext.edgeprompt.recording import (
 )
 from flower_ext.edgeprompt.service import SegmentService
 from flower_ext.edgeprompt.source import Wanted
+from flower_ext.errors import InvalidInputError
 from flower_ext.models import default_pair
 from flower_ext.network import Link
 from flower_ext.network.clocks import VirtualClock
+from flower_ext.network.rates import TraceRate
 from tests.edgeprompt.tiny import VOCABULARY, tiny
 
 PAIRS = 1000
@@ -108,6 +112,33 @@ def _checked(kind: Any, model: Any) -> EdgePrompt:
     return engine
 
 
+def new_device(
+    kind: Any, model: Any, service: SegmentService, link: Link = LINK
+) -> tuple[EdgePrompt, RecordingSource]:
+    """Return an engine with nothing stored, nothing loaded and nothing learned."""
+    clock = VirtualClock(timer=lambda: float(model.spent))
+    source = RecordingSource(LinkedSource(service, link, clock))
+    engine = copy.copy(_checked(kind, model))
+    engine._clock = clock
+    engine._loader = PrefixLoader(
+        model, clock, KVStore(), source, tuple(Precision)[:4], 0.02, 2**30
+    )
+    return engine, source
+
+
+def seen(source: RecordingSource, begin: float) -> list[Record]:
+    """Return all that passed the link.
+
+    When the device takes what has come out of its own queue, nobody else can tell.
+    """
+    # The clock goes on from one device to the next.
+    return [
+        dataclasses.replace(record, at=round(record.at - begin, 6))
+        for record in source.transcript
+        if not isinstance(record, Came)
+    ]
+
+
 def transcript(
     kind: Any,
     model: Any,
@@ -115,28 +146,13 @@ def transcript(
     private: list[int],
     prompts: int = 1,
 ) -> list[Record]:
-    """Return all that passed the link while prompts were answered on a new device.
-
-    When the device takes what has come out of its own queue, nobody else can tell.
-    """
-    clock = VirtualClock(timer=lambda: float(model.spent))
-    source = RecordingSource(LinkedSource(service, LINK, clock))
-    engine = copy.copy(_checked(kind, model))
-    # A new device: nothing stored, nothing loaded, nothing learned.
-    engine._clock = clock
-    engine._loader = PrefixLoader(
-        model, clock, KVStore(), source, tuple(Precision)[:4], 0.02, 2**30
-    )
-    begin = clock.now()
+    """Return all that passed the link while prompts were answered on a new device."""
+    engine, source = new_device(kind, model, service)
+    begin = engine._clock.now()
     for seed in range(prompts):
         of = PromptHierarchy([*shared(seed), Segment(private, Level.PRIVATE)])
         engine.generate(of, 1, do_sample=False)
-    # The clock goes on from one device to the next.
-    return [
-        dataclasses.replace(record, at=round(record.at - begin, 6))
-        for record in source.transcript
-        if not isinstance(record, Came)
-    ]
+    return seen(source, begin)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +196,104 @@ def test_prompts_in_a_row(model: Any, service: SegmentService) -> None:
         found = transcript(EdgePrompt, model, service, drawn(generator, 80), prompts=3)
         rows.append([dataclasses.replace(record, at=0.0) for record in found])
     assert all(row == rows[1] for row in rows[1:])
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_prompts_that_fail_leave_the_same(
+    model: Any, service: SegmentService, slow: bool
+) -> None:
+    """Nobody else can tell that a private text was too long, or made the model fail."""
+    failing = False
+
+    def fail(module: Any, args: Any, kwargs: Any) -> None:
+        ids = args[0] if args else kwargs["input_ids"]
+        if failing and 96 in ids[0].tolist():
+            raise RuntimeError("out of memory")
+
+    handle = model.base_model.register_forward_pre_hook(fail, with_kwargs=True)
+    # What is shared has no 96 in it.
+    texts = [
+        [Segment([t % 95 + 1 for t in s.tokens], s.level) for s in shared(i)]
+        for i in (0, 0, 1, 0, 2)
+    ]
+    rows = []
+    # The service has its blocks after the first.
+    for private in ([7] * 5, [7] * 5, [7] * 590, [7] * 700, [96] * 5):
+        engine, source = new_device(EdgePrompt, model, service)
+        if slow:
+            for tokens in (64, 128, 256):
+                engine._loader.speed.computed(0, tokens, 0.1 * tokens)
+        failed = 0
+        for index, segments in enumerate(texts):
+            failing = private[0] == 96
+            own = [7] * 5 if index == 2 else private
+            try:
+                of = PromptHierarchy([*segments, Segment(own, Level.PRIVATE)])
+                engine.generate(of, 1, do_sample=False)
+            except (InvalidInputError, RuntimeError):
+                failed += 1
+        assert failed == (4 if len(private) == 700 or failing else 0)
+        rows.append([dataclasses.replace(r, at=0.0) for r in seen(source, 0.0)])
+    handle.remove()
+    assert all(row == rows[1] for row in rows[2:])
+
+
+def answers(
+    model: Any, service: SegmentService, link: Link, length: int
+) -> tuple[list[list[Record]], int]:
+    """Return what passes a link that stalls, prompt by prompt, and fetched blocks."""
+    engine, source = new_device(EdgePrompt, model, service, link)
+    loader, clock = engine._loader, engine._clock
+    loader.link.arrived(layer_bytes(model), 0.01)
+    for tokens in (64, 128, 256):
+        loader.speed.computed(0, tokens, 5e-3 * tokens)
+    tokens = [t for seed in (20, 21, 22) for s in shared(seed) for t in s.tokens]
+
+    def answer(borders: Sequence[int], at: float) -> int:
+        clock.sleep_until(begin + at)
+        segments = [
+            Segment(tokens[one:other], Level.PUBLIC)
+            for one, other in itertools.pairwise(borders)
+        ]
+        private = Segment([7] * length, Level.PRIVATE)
+        of = PromptHierarchy([*segments, private])
+        found = engine.generate(of, 1, do_sample=False)
+        rows.append(seen(source, begin))
+        source.transcript.clear()
+        return int(found.report.fetched.total())
+
+    rows: list[list[Record]] = []
+    begin = clock.now()
+    fetched = answer((0, 200), 0.0)
+    answer((0, 200, 500, 900), 10.0)
+    # What that has left in the store is looked at by one that takes exact blocks only.
+    engine._loader = PrefixLoader(
+        model, clock, loader.store, source, (Precision.EXACT,), 0.0, 2**30
+    )
+    answer((0, 200), 20.0)
+    return rows, fetched
+
+
+def layer_bytes(model: Any) -> int:
+    """Return the bytes of a layer of 200 tokens."""
+    return layer_nbytes(identity_of(model).shape(200), Precision.INT8)
+
+
+def test_a_link_that_stalls_decides_alone(model: Any, service: SegmentService) -> None:
+    """A layer of the last block is late, or not, whenever the private text wants it."""
+    rate = layer_bytes(model) / 0.02
+    fetched = set()
+    # The first layer comes, then next to nothing for about as long as is waited.
+    for stop in (0.5, 1.5, 1.9, 1.95, 1.98, 2.0, 2.02, 2.04, 2.06, 2.1, 3.0, 6.0):
+        trace = TraceRate([0.0, 0.025, stop, 1e4], [rate, 1.0, rate, rate])
+        link = Link(up=1e9, down=trace)
+        answers(model, service, link, 1)  # The service has its blocks then.
+        (short, count), (long, _) = (
+            answers(model, service, link, length) for length in (1, 79)
+        )
+        assert short == long
+        fetched.add(count)
+    assert fetched == {0, 1}
 
 
 def test_nothing_is_asked_for_once_the_private_text_is_read(
