@@ -245,8 +245,8 @@ def answers(
     engine, source = new_device(EdgePrompt, model, service, link)
     loader, clock = engine._loader, engine._clock
     loader.link.arrived(layer_bytes(model), 0.01)
-    for tokens in (64, 128, 256):
-        loader.speed.computed(0, tokens, 5e-3 * tokens)
+    for count in (64, 128, 256):
+        loader.speed.computed(0, count, 5e-3 * count)
     tokens = [t for seed in (20, 21, 22) for s in shared(seed) for t in s.tokens]
 
     def answer(borders: Sequence[int], at: float) -> int:
