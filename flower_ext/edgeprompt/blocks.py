@@ -134,7 +134,14 @@ def identity_of(model: PreTrainedModel) -> ModelIdentity:
     -------
     ModelIdentity
         Equal for models that compute the same KV, whatever they are called.
+
+    Raises
+    ------
+    InvalidInputError
+        If the model has PEFT layers, whose flags its weights do not tell, or its layers
+        differ in the shape of their KV.
     """
+    _check_adapters(model)
     told = model.config.to_dict()
     named = sorted(
         (str(name), repr(value))
@@ -158,6 +165,18 @@ def identity_of(model: PreTrainedModel) -> ModelIdentity:
         shape.key_dim,
         shape.value_dim,
     )
+
+
+def _check_adapters(model: PreTrainedModel) -> None:
+    """Raise if there are adapters that may be switched while all weights stay."""
+    for name, module in model.named_modules():
+        origins = {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
+        if "peft" in origins:
+            raise InvalidInputError(
+                f"{type(module).__name__} at {name} is a layer of PEFT, which is "
+                "switched by flags that weights do not tell: merge the adapter into "
+                "the model by merge_and_unload()."
+            )
 
 
 def kv_shape(model: PreTrainedModel, tokens: int) -> KVShape:

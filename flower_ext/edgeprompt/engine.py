@@ -26,6 +26,7 @@ from flower_ext.edgeprompt.source import SegmentSource
 from flower_ext.edgeprompt.splice import Layout, spliced, spliced_cache
 from flower_ext.edgeprompt.spliceable import check_spliceable, longest_text
 from flower_ext.edgeprompt.store import KVStore
+from flower_ext.edgeprompt.weights import WeightSamples
 from flower_ext.errors import InvalidInputError
 from flower_ext.models.cache_argument import forward_cache, generation_cache
 from flower_ext.network.clocks import Clock, WallClock
@@ -139,7 +140,8 @@ class EdgePrompt:
         check_spliceable(model)
         self.model = model
         self.tokenizer = tokenizer
-        self._seen = _versions(model)
+        self._weights = WeightSamples(model)
+        self._seen = self._weights.state()
         self._identity = identity_of(model)
         self._tenant_key = tenant_key
         self._clock = clock or WallClock()
@@ -158,10 +160,30 @@ class EdgePrompt:
 
     @property
     def identity(self) -> ModelIdentity:
-        """The model's; found anew when its weights have been changed."""
-        seen = _versions(self.model)
+        """The model's; found anew when its weights are seen to have changed."""
+        seen = self._weights.state()
         if seen != self._seen:
             self._seen, self._identity = seen, identity_of(self.model)
+        return self._identity
+
+    def refresh(self) -> ModelIdentity:
+        """Read all of the model's weights, and its configuration, again.
+
+        Needed after a change that samples of the weights may miss: a few elements
+        written to through ``.data``, or another configuration. What a Python flag or a
+        hook changes is in neither: give the configuration a field that tells it, too.
+
+        Returns
+        -------
+        ModelIdentity
+            As :attr:`identity` has it from now on.
+
+        Raises
+        ------
+        InvalidInputError
+            If the model has been given PEFT layers.
+        """
+        self._seen, self._identity = self._weights.state(), identity_of(self.model)
         return self._identity
 
     @property
@@ -503,15 +525,6 @@ def _precisions(given: Sequence[Precision | str]) -> tuple[Precision, ...]:
         raise InvalidInputError(
             f"precisions={list(given)!r:.80} must be among {known}."
         ) from None
-
-
-def _versions(model: PreTrainedModel) -> tuple[tuple[int, int], ...]:
-    """Return what changes when weights are written to or replaced."""
-    found = []
-    for tensor in (*model.parameters(), *model.buffers()):
-        inference = tensor.is_inference()
-        found.append((id(tensor), -1 if inference else tensor._version))
-    return tuple(found)
 
 
 class _Ready:
