@@ -22,14 +22,14 @@ class Completion:
         What they say, special tokens left out.
     time_to_first_token : float
         Seconds from the call until the first token's logits were there: loading the
-        prefix included, and shared by all rows of a batch.
+        prefix included, and shared by all rows that were generated at once.
     seconds : float
-        Until the last token of the batch was there.
+        Until the last token of these rows was there.
     layout : Layout | None
         Where the private tails lay; None: nothing was shared.
     shared_kv_bytes, private_kv_bytes : int
-        The KV of the prefix, once for the whole batch, and that of all rows' tails
-        with the room that they have.
+        The KV of the prefix, once for the whole batch, and that of the tails of the
+        rows that were generated at once, with the room that they have.
     report : LoadReport
         Where the prefix's blocks came from.
     """

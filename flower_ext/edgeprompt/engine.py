@@ -40,6 +40,22 @@ _UNFIT = (
     "return_dict_in_generate",
     "assistant_early_exit",
 )
+# What looks at the text before the token to draw, and does nothing at these values:
+# padding between the shared and the private text would be taken for text.
+_IDLE: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "watermarking_config": None,
+    "stop_strings": None,
+    "logits_processor": None,
+    "stopping_criteria": None,
+    "prefix_allowed_tokens_fn": None,
+}
 _OWN = (
     "input_ids",
     "inputs",
@@ -269,7 +285,10 @@ class EdgePrompt:
             The most tokens per prompt, at least 1.
         **options : Any
             Further arguments of transformers' ``generate()``, such as ``do_sample``,
-            ``num_beams`` or ``streamer``.
+            ``num_beams`` or ``streamer``. With those that look at the text before a
+            token (``repetition_penalty``, ``logits_processor`` and their like), prompts
+            of different lengths are generated from one length after the other, and a
+            processor is given rows of one length at a time.
 
         Returns
         -------
@@ -288,30 +307,48 @@ class EdgePrompt:
         )
         self._check(prompts, max_new_tokens, options)
         _check_shared(prompts)
-        clock, first = self._clock, _FirstToken(self._clock)
-        begin = clock.now()
+        begin = self._clock.now()
         beams = int(self._option(options, "num_beams") or 1)
         with self._ready(prompts, len(prompts) * beams, max_new_tokens) as ready:
             # Not before all is asked for: whether it is must not depend on them.
             for prompt in prompts:
                 self._check_tokens(prompt.tokens, max_new_tokens)
-            ids, mask = _padded(prompts, ready.length, self.model.device)
-            processors = LogitsProcessorList([first])
-            processors.extend(options.pop("logits_processor", None) or ())
-            pad = self._pad_token()
-            if "pad_token_id" not in options:
-                options["pad_token_id"] = pad
-            with spliced(self.model):
-                rows: Any = self.model.generate(  # type: ignore[operator]
-                    ids,
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    logits_processor=processors,
-                    **generation_cache(ready.cache),
-                    **options,
-                )
-            seconds = clock.now() - begin
-            private = sum(getattr(layer, "nbytes", 0) for layer in _layers(ready.cache))
+            found: dict[int, Completion] = {}
+            for rows in self._together(prompts, options):
+                of_rows = [prompts[row] for row in rows]
+                own = _for_rows(rows, options)
+                written = self._generate(of_rows, max_new_tokens, ready, begin, own)
+                found.update(zip(rows, written, strict=True))
+        completions = [found[index] for index in range(len(prompts))]
+        return completions[0] if one else completions
+
+    def _generate(
+        self,
+        prompts: Sequence[PromptHierarchy],
+        max_new_tokens: int,
+        ready: _Ready,
+        begin: float,
+        options: dict[str, Any],
+    ) -> list[Completion]:
+        """Generate from prompts together."""
+        ids, mask = _padded(prompts, ready.length, self.model.device)
+        first = _FirstToken(self._clock)
+        processors = LogitsProcessorList([first])
+        processors.extend(options.pop("logits_processor", None) or ())
+        options.setdefault("pad_token_id", self._pad_token())
+        if ready.cache is not None:
+            ready.cache.reset()  # Of the tails of those before.
+        with spliced(self.model):
+            rows: Any = self.model.generate(  # type: ignore[operator]
+                ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                logits_processor=processors,
+                **generation_cache(ready.cache),
+                **options,
+            )
+        seconds = self._clock.now() - begin
+        private = sum(getattr(layer, "nbytes", 0) for layer in _layers(ready.cache))
         found = []
         for row in rows[:, ids.shape[1] :].tolist():
             tokens = self._until_end(row, options)
@@ -328,7 +365,7 @@ class EdgePrompt:
                     ready.report,
                 )
             )
-        return found[0] if one else found
+        return found
 
     @torch.inference_mode()
     def logits(
@@ -458,6 +495,26 @@ class EdgePrompt:
                 f"model's {longest}."
             )
 
+    def _together(
+        self, prompts: Sequence[PromptHierarchy], options: dict[str, Any]
+    ) -> list[list[int]]:
+        """Return which prompts are generated from at once.
+
+        All, unless something would take padding for text: then those of one length.
+        """
+        configs = (options.get("generation_config"), self.model.generation_config)
+        for name, idle in _IDLE.items():
+            told = [getattr(config, name, None) for config in configs]
+            given = [options[name]] if name in options else told
+            if any(value and value != idle for value in given):
+                break
+        else:
+            return [[*range(len(prompts))]]
+        of_length: dict[int, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            of_length.setdefault(len(prompt), []).append(index)
+        return list(of_length.values())
+
     def _option(self, options: dict[str, Any], name: str) -> Any:
         """Return an option of generate(), wherever it comes from."""
         if name in options:
@@ -575,6 +632,18 @@ def _padded(
         ids[index, :shared] = torch.tensor(row[:shared], dtype=torch.long)
         ids[index, shared + missing :] = torch.tensor(row[shared:], dtype=torch.long)
     return ids.to(device), mask.to(device)
+
+
+def _for_rows(rows: Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of some rows, which are still called by their own numbers."""
+    allowed = options.get("prefix_allowed_tokens_fn")
+    if allowed is None:
+        return dict(options)
+
+    def of_row(row: int, ids: torch.Tensor) -> Any:
+        return allowed(rows[row], ids)
+
+    return {**options, "prefix_allowed_tokens_fn": of_row}
 
 
 def _without_last(parts: Sequence[PrefixKV]) -> list[PrefixKV]:

@@ -115,6 +115,66 @@ def test_batches_of_every_family(family: str, pair: ModelPair) -> None:
             assert completion.tokens == whole
 
 
+@pytest.mark.parametrize("where", ["options", "config", "model"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 2, "num_beams": 3},
+        {"min_length": 35, "eos_token_id": [*range(1, 60)]},
+        {"bad_words_ids": [[k] for k in range(1, 60)]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_looks_at_the_text_sees_no_padding(
+    options: dict[str, Any], where: str, pair: ModelPair
+) -> None:
+    model = copy.deepcopy(tiny("llama"))
+    generator = torch.Generator().manual_seed(5)
+    engine = EdgePrompt(model, pair.tokenizer)
+    if where == "model":
+        model.generation_config.update(**options)
+    asked: dict[str, Any] = {"options": options, "model": {}}.get(
+        where, {"generation_config": _config(**options)}
+    )
+    for _ in range(4):
+        shared = torch.randint(1, VOCABULARY, (20,), generator=generator).tolist()
+        rows = [
+            [*shared, *torch.randint(1, VOCABULARY, (n,), generator=generator).tolist()]
+            for n in (9, 2, 5, 2)
+        ]
+        found = engine.generate(
+            [split(t, 20) for t in rows], 16, do_sample=False, **asked
+        )
+        for completion, text in zip(found, rows, strict=True):
+            whole = plainly(model, text, 16, do_sample=False, **options)
+            assert completion.tokens == whole
+
+
+def test_functions_of_the_text_see_no_padding_and_know_their_row(
+    pair: ModelPair,
+) -> None:
+    engine = EdgePrompt(pair.draft, pair.tokenizer)
+    written = texts(100, 48)
+    prompts = [split([*written[0][:30], *written[1][:n]], 30) for n in (9, 2, 9)]
+    seen: list[list[int]] = []
+
+    def notes(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        seen.extend(ids.tolist())
+        return scores
+
+    found = engine.generate(
+        prompts,
+        1,
+        do_sample=False,
+        logits_processor=[notes],
+        prefix_allowed_tokens_fn=lambda row, ids: [[11], [22], [33]][row],
+    )
+    assert [completion.tokens for completion in found] == [(11,), (22,), (33,)]
+    assert seen == [list(prompts[row].tokens) for row in (0, 2, 1)]
+
+
 def test_cold_and_warm_runs_give_the_same_tokens(
     pair: ModelPair, tmp_path: Path
 ) -> None:
