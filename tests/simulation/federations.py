@@ -32,9 +32,17 @@ from tests.simulation.invariants import (
 from tests.simulation.nodes import Training, start_arrays
 from tests.simulation.poller import LookingPoller, SimulatedPoller
 
-__all__ = ["CaseError", "CaseResult", "WatchedStrategy", "make_case", "run_case"]
+__all__ = [
+    "LONG_KINDS",
+    "CaseError",
+    "CaseResult",
+    "WatchedStrategy",
+    "make_case",
+    "run_case",
+]
 
-LONG_EVERY = 400  # one case in so many is long
+LONG_EVERY = 200  # one case in so many is long
+LONG_KINDS = ("two-stage", "scheduled two-stage", "one-stage")  # in turn
 LONG_ROUNDS = 2000
 LOOKED_AT = (200, 2000)  # rounds after which what a long case holds is counted
 SPARE = 64  # things that chance may add
@@ -129,6 +137,7 @@ class WatchedFedAvg(WatchedStrategy, CodedFedAvg):
 class Case:
     """A federation that is ready to run."""
 
+    kind: str
     strategy: WatchedStrategy
     grid: SimulatedGrid
     referee: Referee
@@ -161,7 +170,7 @@ class Case:
             self.referee.outcomes[f"refused: {str(error)[:12]}"] += 1
             return CaseResult(0, self.grid.counts, self.referee.outcomes)
         self.referee.reported(self.strategy.round_metrics, everything=True)
-        if len(self.looked) == len(LOOKED_AT):
+        if self.rounds >= LONG_ROUNDS:
             self._compare()
         done = len(self.strategy.round_metrics)
         if done != self.rounds or len(result.train_metrics_clientapp) != self.rounds:
@@ -181,6 +190,7 @@ class Case:
                     f"{path} has grown from {before[path]} to {size} things from round "
                     f"{LOOKED_AT[0]} to round {LOOKED_AT[1]}."
                 )
+        self.referee.outcomes[f"flat: {self.kind}"] += 1
 
 
 def make_case(seed: int, case: int, rounds: int | None = None) -> Case:
@@ -194,13 +204,13 @@ def make_case(seed: int, case: int, rounds: int | None = None) -> Case:
         How many rounds it has; by default as drawn.
     """
     rng = np.random.default_rng([seed, case])
-    drawn = int(rng.integers(5, 41))
+    drawn, kind = int(rng.integers(5, 41)), None
     if case % LONG_EVERY == LONG_EVERY - 1:
-        drawn = LONG_ROUNDS
+        drawn, kind = LONG_ROUNDS, LONG_KINDS[case // LONG_EVERY % len(LONG_KINDS)]
     count = int(rng.integers(3, 11))
     num_partitions = int(rng.integers(2, 13))
     faults = FaultMix.draw(rng)
-    strategy, all_held = _strategy(rng, num_partitions, count)
+    kind, strategy, all_held = _strategy(rng, num_partitions, count, kind)
     clock, training = SimulatedClock(), Training()
     referee = Referee(clock, training, num_partitions)
     grid = SimulatedGrid(
@@ -226,13 +236,18 @@ def make_case(seed: int, case: int, rounds: int | None = None) -> Case:
     strategy.polls = bool(rng.random() < 0.03) and drawn < LONG_ROUNDS
     strategy.history = WatchedHistory(referee)
     timeout = float(rng.choice([120.0, 600.0]))
-    return Case(strategy, grid, referee, rounds or drawn, timeout, faults.pauses, rng)
+    return Case(
+        kind, strategy, grid, referee, rounds or drawn, timeout, faults.pauses, rng
+    )
 
 
 def _strategy(
-    rng: np.random.Generator, num_partitions: int, count: int
-) -> tuple[WatchedStrategy, bool]:
-    """Return a strategy with parameters drawn, and whether all nodes hold all."""
+    rng: np.random.Generator, num_partitions: int, count: int, kind: str | None
+) -> tuple[str, WatchedStrategy, bool]:
+    """Return a strategy with parameters drawn, and whether all nodes hold all.
+
+    Its kind comes first: the one that is asked for, or else one that is drawn.
+    """
     common: dict[str, Any] = {
         "num_partitions": num_partitions if rng.random() < 0.5 else None,
         "deadline": float(rng.uniform(3.0, 60.0)) if rng.random() < 0.5 else None,
@@ -245,8 +260,13 @@ def _strategy(
         "min_available_nodes": 2,
     }
     all_held = bool(rng.random() < 0.6)
-    if rng.random() < 0.6:
-        scheduler = LyapunovScheduler(v=20.0) if rng.random() < 0.3 else None
+    if kind is None:
+        kind = "one-stage"
+        if rng.random() < 0.6:
+            kind = "scheduled two-stage" if rng.random() < 0.3 else "two-stage"
+    if kind != "one-stage":
+        scheduled = kind == "scheduled two-stage"
+        scheduler = LyapunovScheduler(v=20.0) if scheduled else None
         two_stage = WatchedTwoStage(
             stragglers=int(rng.integers(0, 3)),
             redundancy_price=float(rng.choice([0.0, 0.2, 1.0])),
@@ -254,7 +274,7 @@ def _strategy(
             scheduler=scheduler,
             **common,
         )
-        return two_stage, all_held
+        return kind, two_stage, all_held
     families = ["cyclic", "fractional", "heterogeneity-aware", "uncoded"]
     code = str(rng.choice(families))
     one_stage = WatchedFedAvg(
@@ -263,7 +283,7 @@ def _strategy(
         ignore_stragglers=int(rng.integers(0, 2)),
         **common,
     )
-    return one_stage, all_held or code != "heterogeneity-aware"
+    return kind, one_stage, all_held or code != "heterogeneity-aware"
 
 
 def run_case(seed: int, case: int, rounds: int | None = None) -> CaseResult:

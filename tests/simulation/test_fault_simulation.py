@@ -13,14 +13,16 @@ from flwr.app import ArrayRecord
 from flower_ext.strategies.averaging import apply_replies
 from tests.simulation.campaign import run_campaign
 from tests.simulation.faults import CORRUPTIONS
-from tests.simulation.federations import CaseError, run_case
+from tests.simulation.federations import LONG_KINDS, CaseError, run_case
 
 
 @pytest.mark.parametrize(
-    ("seed", "rounds"),
-    [(2, 1_000), pytest.param(1, 20_000, marks=pytest.mark.faults)],
+    ("seed", "rounds", "long"),
+    [(2, 1_000, ()), pytest.param(1, 20_000, LONG_KINDS, marks=pytest.mark.faults)],
 )
-def test_every_round_is_true_under_faults(seed: int, rounds: int) -> None:
+def test_every_round_is_true_under_faults(
+    seed: int, rounds: int, long: tuple[str, ...]
+) -> None:
     totals = run_campaign(seed, rounds, workers=2)
 
     assert totals.rounds >= rounds
@@ -29,6 +31,7 @@ def test_every_round_is_true_under_faults(seed: int, rounds: int) -> None:
     assert totals.faults["time to live over"] > 10
     for outcome in ("exact", "partial", "skipped", "late replies", "evaluations"):
         assert totals.outcomes[outcome] > rounds / 50
+    assert {f"flat: {kind}" for kind in long} <= {*totals.outcomes}
 
 
 def test_a_case_is_the_same_for_the_same_seed() -> None:
