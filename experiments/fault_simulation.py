@@ -7,6 +7,8 @@ corruptions. After every round the model is compared with the true update. See
 ``tests/simulation``.
 
     python experiments/fault_simulation.py --rounds 1000000 --seed 1 --workers 2
+
+With ``--lies``, nodes return false updates as well, and replies are verified.
 """
 
 from __future__ import annotations
@@ -35,15 +37,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only-case", type=int, metavar="N")
+    parser.add_argument(
+        "--lies", action="store_true", help="nodes lie, and replies are verified"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.only_case is None:
             totals = run_campaign(
-                options.seed, options.rounds, options.workers, progress
+                options.seed, options.rounds, options.workers, progress, options.lies
             )
         else:
             totals = Totals()
-            totals.add(run_case(options.seed, options.only_case))
+            case = run_case(options.seed, options.only_case, lies=options.lies)
+            totals.add(case)
     except CaseError as error:
         print(error)
         return 1

@@ -57,13 +57,14 @@ class Totals:
         return "\n".join(lines)
 
 
-def _run(arguments: tuple[int, int]) -> CaseResult:
-    return run_case(*arguments)
+def _run(arguments: tuple[int, int, bool]) -> CaseResult:
+    seed, case, lies = arguments
+    return run_case(seed, case, lies=lies)
 
 
-def _results(seed: int, workers: int) -> Generator[CaseResult, None, None]:
+def _results(seed: int, workers: int, lies: bool) -> Generator[CaseResult, None, None]:
     """Return the results of one case after the other, without end."""
-    cases = ((seed, case) for case in itertools.count())
+    cases = ((seed, case, lies) for case in itertools.count())
     if workers == 1:
         yield from map(_run, cases)
         return
@@ -77,6 +78,7 @@ def run_campaign(
     rounds: int,
     workers: int = 1,
     told: Callable[[Totals], None] | None = None,
+    lies: bool = False,
 ) -> Totals:
     """Run cases until there are as many rounds as wanted.
 
@@ -90,6 +92,8 @@ def run_campaign(
         Number of processes; the cases are the same.
     told : Callable[[Totals], None], optional
         Told of the totals after every case.
+    lies : bool (default: False)
+        Whether nodes lie and replies are verified.
 
     Returns
     -------
@@ -102,7 +106,7 @@ def run_campaign(
         If an invariant is broken.
     """
     totals, begin = Totals(), time.monotonic()
-    with closing(_results(seed, workers)) as results:
+    with closing(_results(seed, workers, lies)) as results:
         for result in results:
             totals.add(result)
             totals.seconds = time.monotonic() - begin

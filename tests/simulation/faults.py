@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from flower_ext.coding.reply import EXAMPLES_KEY, WEIGHTED_EXAMPLES_KEY
 
-__all__ = ["CORRUPTIONS", "FaultMix", "corrupt"]
+__all__ = ["CORRUPTIONS", "LIES", "FaultMix", "corrupt", "lie"]
 
 CORRUPTIONS = (
     "nan",
@@ -27,6 +27,9 @@ CORRUPTIONS = (
     "empty",
 )
 """What may be wrong with a reply by itself, apart from the values of its arrays."""
+
+LIES = ("scaled", "negated", "noisy", "wrong-count")
+"""What only other replies can tell: where replies are verified, no count is trusted."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class FaultMix:
         Longest time until a node is listed, or dropped from the list, seconds.
     pauses : float
         Probability that the server takes an hour or more between two rounds.
+    lies : float
+        Probability that a reply of a node that may lie is well formed and false.
+    liars : int
+        How many nodes may lie in a round.
     """
 
     straggle: float
@@ -74,6 +81,8 @@ class FaultMix:
     joins: float
     lag: float
     pauses: float
+    lies: float = 0.0
+    liars: int = 0
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> FaultMix:
@@ -144,3 +153,31 @@ def corrupt(kind: str, content: RecordDict) -> RecordDict:
     if kind != "no-metrics":
         records[metrics_name] = told
     return RecordDict(records)
+
+
+def lie(kind: str, content: RecordDict, rng: np.random.Generator) -> RecordDict:
+    """Return a reply's content with false values; the original is left alone.
+
+    Parameters
+    ----------
+    kind : str
+        One of :data:`LIES`.
+    content : RecordDict
+        The content of a coded reply.
+    rng : numpy.random.Generator
+        Source of noise.
+    """
+    if kind == "wrong-count":
+        return corrupt(kind, content)
+    [(arrays_name, arrays)] = content.array_records.items()
+    false = ArrayRecord()
+    for name, array in arrays.items():
+        values = array.numpy()
+        if kind == "scaled":
+            told = 3.0 * values + 5.0
+        elif kind == "negated":
+            told = -values - 1.0
+        else:
+            told = values + 50.0 * rng.normal(size=values.shape)
+        false[name] = Array(np.asarray(told, values.dtype))
+    return RecordDict({**content, arrays_name: false})

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from tests.simulation.faults import FaultMix
 from tests.simulation.grid import SimulatedClock, SimulatedGrid, SimulatedNode
 from tests.simulation.invariants import (
     InvariantError,
+    LieReferee,
     Referee,
     WatchedHistory,
     accepted_rows,
@@ -103,6 +104,7 @@ class WatchedStrategy(CodedStrategy):
         referee.in_time(done.elapsed, min(limit, self.round_timeout), "A round")
         record = self.round_metrics[server_round]
         referee.end_round(done, outcome, accepted, arrays, record, self.min_coverage)
+        referee.named(self.liars)
         referee.reported(self.round_metrics, everything=False)
         return arrays, metrics
 
@@ -170,6 +172,7 @@ class Case:
             self.referee.outcomes[f"refused: {str(error)[:12]}"] += 1
             return CaseResult(0, self.grid.counts, self.referee.outcomes)
         self.referee.reported(self.strategy.round_metrics, everything=True)
+        self.referee.outcomes[f"federations: {self.kind}"] += 1
         if self.rounds >= LONG_ROUNDS:
             self._compare()
         done = len(self.strategy.round_metrics)
@@ -193,7 +196,9 @@ class Case:
         self.referee.outcomes[f"flat: {self.kind}"] += 1
 
 
-def make_case(seed: int, case: int, rounds: int | None = None) -> Case:
+def make_case(
+    seed: int, case: int, rounds: int | None = None, lies: bool = False
+) -> Case:
     """Return a case's federation.
 
     Parameters
@@ -202,19 +207,33 @@ def make_case(seed: int, case: int, rounds: int | None = None) -> Case:
         What everything about it is drawn from.
     rounds : int, optional
         How many rounds it has; by default as drawn.
+    lies : bool (default: False)
+        Whether nodes lie and replies are verified; none of these cases is long.
     """
     rng = np.random.default_rng([seed, case])
     drawn, kind = int(rng.integers(5, 41)), None
-    if case % LONG_EVERY == LONG_EVERY - 1:
+    if case % LONG_EVERY == LONG_EVERY - 1 and not lies:
         drawn, kind = LONG_ROUNDS, LONG_KINDS[case // LONG_EVERY % len(LONG_KINDS)]
     count = int(rng.integers(3, 11))
     num_partitions = int(rng.integers(2, 13))
     faults = FaultMix.draw(rng)
-    kind, strategy, all_held = _strategy(rng, num_partitions, count, kind)
     clock, training = SimulatedClock(), Training()
-    referee = Referee(clock, training, num_partitions)
+    if lies:
+        kind, strategy, all_held = _verified_strategy(rng, num_partitions, count)
+        share = float(rng.choice([0.0, 0.2, 0.6, 1.0]))
+        faults = replace(faults, lies=share, liars=strategy.verify_replies)
+        referee: Referee = LieReferee(clock, training, num_partitions)
+    else:
+        kind, strategy, all_held = _strategy(rng, num_partitions, count, kind)
+        referee = Referee(clock, training, num_partitions)
     grid = SimulatedGrid(
-        clock, rng, faults, num_partitions, training, referee, least_alive=3
+        clock,
+        rng,
+        faults,
+        num_partitions,
+        training,
+        referee,
+        least_alive=max(strategy.least_nodes, 3),
     )
     startup = float(rng.choice([0.1, 3.0]))
     copies = min(strategy.tolerated + 1 + int(rng.integers(0, 2)), count)
@@ -286,8 +305,43 @@ def _strategy(
     return kind, one_stage, all_held or code != "heterogeneity-aware"
 
 
-def run_case(seed: int, case: int, rounds: int | None = None) -> CaseResult:
-    """Run a case.
+def _verified_strategy(
+    rng: np.random.Generator, num_partitions: int, count: int
+) -> tuple[str, WatchedStrategy, bool]:
+    """Return a strategy that verifies replies, as :func:`_strategy` does."""
+    liars = int(rng.choice([1, 1, 2]))
+    common: dict[str, Any] = {
+        "num_partitions": num_partitions if rng.random() < 0.5 else None,
+        "deadline": float(rng.uniform(20.0, 90.0)) if rng.random() < 0.5 else None,
+        "min_coverage": float(rng.choice([0.0, 0.5, 0.8, 1.0])),
+        "seed": int(rng.integers(100)),
+        "fraction_train": float(rng.choice([1.0, 1.0, 0.5])),
+        "fraction_evaluate": 0.0,
+        "min_train_nodes": 1,
+        "min_available_nodes": 2,
+        "verify_replies": liars,
+    }
+    all_held = bool(rng.random() < 0.6)
+    most = min(count - 1, 4)
+    if most < 2 * liars or rng.random() < 0.7:
+        two_stage = WatchedTwoStage(
+            stragglers=int(rng.integers(0, 3)),
+            max_stage_two_redundancy=int(rng.integers(0, 4)),
+            **common,
+        )
+        return "verified two-stage", two_stage, all_held
+    one_stage = WatchedFedAvg(
+        code=str(rng.choice(["cyclic", "fractional"])),
+        stragglers=int(rng.integers(liars, most + 1)),
+        **common,
+    )
+    return "verified one-stage", one_stage, True
+
+
+def run_case(
+    seed: int, case: int, rounds: int | None = None, lies: bool = False
+) -> CaseResult:
+    """Run a case; parameters as of :func:`make_case`.
 
     Raises
     ------
@@ -295,13 +349,13 @@ def run_case(seed: int, case: int, rounds: int | None = None) -> CaseResult:
         If anything is wrong; it says how to see it again, and what happened last.
     """
     with _quiet():
-        made = make_case(seed, case, rounds)
+        made = make_case(seed, case, rounds, lies)
         try:
             return made.run()
         except Exception as error:
             command = (
                 f"python experiments/fault_simulation.py --seed {seed} "
-                f"--only-case {case}"
+                f"--only-case {case}" + " --lies" * lies
             )
             raise CaseError(
                 f"Round {made.referee.server_round} of case {case}: "

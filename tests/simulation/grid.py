@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 from flower_ext.clients.holdings import Holdings
 from flower_ext.coding.assignment import ASSIGNMENT_KEY, HOLDINGS_KEY, Assignment
 from flower_ext.network.clocks import VirtualClock
-from tests.simulation.faults import CORRUPTIONS, FaultMix, corrupt
+from tests.simulation.faults import CORRUPTIONS, LIES, FaultMix, corrupt, lie
 from tests.simulation.nodes import Training
 
 __all__ = ["Observer", "SimulatedClock", "SimulatedGrid", "SimulatedNode", "Task"]
@@ -74,6 +74,10 @@ class Observer(Protocol):
 
     def corrupted(self, task: Task) -> None:
         """Tell that the reply to a message will not be what was asked for."""
+        ...
+
+    def lied(self, task: Task) -> None:
+        """Tell that the reply to a message will be well formed and false."""
         ...
 
 
@@ -217,6 +221,7 @@ class SimulatedGrid(Grid):
         self._ready: dict[str, Message] = {}  # uploaded, not pulled
         self._pulled: dict[str, Task] = {}  # or answered once already
         self._next_id = _FIRST_NEW
+        self._liars: dict[int, set[int]] = {}  # by round
         # Ids of messages whose reply would be found by the next look.
         self.arrived: deque[str] = deque()
 
@@ -496,11 +501,28 @@ class SimulatedGrid(Grid):
             return self._training.evaluation(task.message)
         content = self._training.reply(task.message, task.assignment, seconds)
         if self._happens(self._faults.corrupt):
-            kind = str(self._rng.choice(CORRUPTIONS))
+            lies = LIES if self._faults.liars else ()
+            kinds = [kind for kind in CORRUPTIONS if kind not in lies]
+            kind = str(self._rng.choice(kinds))
             self.counts[f"corrupt: {kind}"] += 1
             self._observer.corrupted(task)
             return corrupt(kind, content)
+        if self._lies(node, task.assignment):
+            kind = str(self._rng.choice(LIES))
+            self.counts[f"lie: {kind}"] += 1
+            self._trace("will lie", task)
+            self._observer.lied(task)
+            return lie(kind, content, self._rng)
         return content
+
+    def _lies(self, node: SimulatedNode, assignment: Assignment) -> bool:
+        """Return whether a node lies; in a round, only so many may."""
+        liars = self._liars.setdefault(assignment.server_round, set())
+        may = node.node_id in liars or len(liars) < self._faults.liars
+        if not may or not self._happens(self._faults.lies):
+            return False
+        liars.add(node.node_id)
+        return True
 
     def _holdings(self, node: SimulatedNode, task: Task) -> RecordDict | Error:
         """Return the answer to the question what a node holds."""

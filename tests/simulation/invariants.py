@@ -18,7 +18,14 @@ from flower_ext.strategies.coded_round import CodedRound
 from tests.simulation.grid import SimulatedClock, SimulatedNode, Task
 from tests.simulation.nodes import Training, examples_of
 
-__all__ = ["InvariantError", "Referee", "Row", "WatchedHistory", "accepted_rows"]
+__all__ = [
+    "InvariantError",
+    "LieReferee",
+    "Referee",
+    "Row",
+    "WatchedHistory",
+    "accepted_rows",
+]
 
 _SLACK = 0.2  # seconds by which a round may outlast its deadline
 _TOLERANCE = 2e-5  # of the largest value of an array
@@ -73,6 +80,8 @@ class Referee:
         self._examples: dict[int, float] = {}
         self._reported: dict[int, str] = {}
         self._model = b""
+        self._liars: dict[int, set[int]] = {}  # those that have lied, by round
+        self._false: set[int] = set()  # who has ever sent what is not true
 
     # -- what passes ------------------------------------------------------------------
 
@@ -122,6 +131,14 @@ class Referee:
     def corrupted(self, task: Task) -> None:
         """Take note that a reply will be of no use."""
         self._corrupt.add(task.message_id)
+        self._false.add(task.node_id)
+
+    def lied(self, task: Task) -> None:
+        """Take note that a node lies."""
+        assert task.assignment is not None
+        liars = self._liars.setdefault(task.assignment.server_round, set())
+        liars.add(task.node_id)
+        self._false.add(task.node_id)
 
     def delivered(self, task: Task, reply: Message) -> None:
         """Take note of a reply."""
@@ -195,6 +212,27 @@ class Referee:
             f"{metrics['replies-rejected']} rejected and {metrics['replies-failed']} "
             f"failed replies are reported; {self._rejected} and {self._failed} came.",
         )
+        require(
+            outcome.exact or not self._decodes(done.plan.partitions),
+            f"The replies {self._rows} decode, and were not used so.",
+        )
+        self._check_update(done, outcome, accepted, arrays, metrics, min_coverage)
+
+    def named(self, node_ids: Iterable[int]) -> None:
+        """Check that whoever was named, in a round or later, has sent what is false."""
+        honest = set(node_ids) - self._false
+        require(not honest, f"Nodes {sorted(honest)} were named, and are honest.")
+
+    def _check_update(
+        self,
+        done: CodedRound,
+        outcome: Outcome,
+        accepted: list[Row],
+        arrays: ArrayRecord | None,
+        metrics: MetricRecord,
+        min_coverage: float,
+    ) -> None:
+        """Check what a round has made of the model."""
         for row in accepted:
             self._examples |= {p: float(examples_of(p)) for p in row.partitions}
         self._check_coverage(outcome, metrics)
@@ -206,24 +244,19 @@ class Referee:
             )
             self._check_model(done, dict.fromkeys(done.plan.partitions, 1.0), arrays)
             self.outcomes["exact"] += 1
-        else:
+        elif skipped:
+            self.outcomes["skipped"] += 1
+            coverage = metrics["coverage"]
+            assert isinstance(coverage, float)
             require(
-                not self._decodes(done.plan.partitions),
-                f"The replies {self._rows} decode, and were not used so.",
+                coverage < min_coverage
+                or coverage == 0
+                or bool(done.plan.problem or done.plan.closed),
+                f"A round with a coverage of {coverage} was skipped.",
             )
-            if skipped:
-                self.outcomes["skipped"] += 1
-                coverage = metrics["coverage"]
-                assert isinstance(coverage, float)
-                require(
-                    coverage < min_coverage
-                    or coverage == 0
-                    or bool(done.plan.problem or done.plan.closed),
-                    f"A round with a coverage of {coverage} was skipped.",
-                )
-            else:
-                self.outcomes["partial"] += 1
-                self._check_model(done, self._combination(done, outcome), arrays)
+        else:
+            self.outcomes["partial"] += 1
+            self._check_model(done, self._combination(done, outcome), arrays)
         model = done.arrays if arrays is None else arrays
         self._model = _digest(model)
 
@@ -314,6 +347,34 @@ class Referee:
             matrix[i, [column[p] for p in row.partitions]] = row.coefficients
         weights = np.linalg.lstsq(matrix.T, np.ones(len(partitions)), rcond=None)[0]
         return bool(np.abs(weights @ matrix - 1).max() < 1e-9)
+
+
+class LieReferee(Referee):
+    """Watches verified rounds, in which nodes lie; parameters as in the base class."""
+
+    def end_round(
+        self,
+        done: CodedRound,
+        outcome: Outcome,
+        accepted: list[Row],
+        arrays: ArrayRecord | None,
+        metrics: MetricRecord,
+        min_coverage: float,
+    ) -> None:
+        """Check a round that is over."""
+        liars = self._liars.get(self.server_round, set())
+        require(
+            done.liars <= liars,
+            f"Nodes {sorted(done.liars)} were named; {sorted(liars)} have lied.",
+        )
+        self.outcomes["liars named"] += len(done.liars)
+        unknown = Counter(accepted) - Counter(self._rows)
+        require(not unknown, f"{sorted(unknown)} were accepted, and never came.")
+        require(
+            not done.liars.intersection(row.node_id for row in accepted),
+            f"Accepted were {sorted(accepted)}; liars were {sorted(done.liars)}.",
+        )
+        self._check_update(done, outcome, accepted, arrays, metrics, min_coverage)
 
 
 def accepted_rows(done: CodedRound) -> list[Row]:

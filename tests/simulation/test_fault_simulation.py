@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord
 
 from flower_ext.strategies.averaging import apply_replies
 from tests.simulation.campaign import run_campaign
-from tests.simulation.faults import CORRUPTIONS
+from tests.simulation.faults import CORRUPTIONS, LIES
 from tests.simulation.federations import LONG_KINDS, CaseError, run_case
 
 
@@ -32,6 +32,19 @@ def test_every_round_is_true_under_faults(
     for outcome in ("exact", "partial", "skipped", "late replies", "evaluations"):
         assert totals.outcomes[outcome] > rounds / 50
     assert {f"flat: {kind}" for kind in long} <= {*totals.outcomes}
+
+
+@pytest.mark.faults
+def test_verified_rounds_are_true_and_name_nobody_honest_where_nodes_lie() -> None:
+    totals = run_campaign(3, 1_000, workers=2, lies=True)
+
+    assert totals.rounds >= 1_000
+    assert {f"lie: {kind}" for kind in LIES} <= {*totals.faults}
+    assert totals.outcomes["liars named"] > 100
+    for outcome in ("exact", "partial", "skipped", "late replies"):
+        assert totals.outcomes[outcome] > 20
+    for kind in ("verified two-stage", "verified one-stage"):
+        assert totals.outcomes[f"federations: {kind}"] > 5
 
 
 def test_a_case_is_the_same_for_the_same_seed() -> None:
