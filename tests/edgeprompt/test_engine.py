@@ -134,7 +134,7 @@ def test_what_looks_at_the_text_sees_no_padding(
     generator = torch.Generator().manual_seed(5)
     engine = EdgePrompt(model, pair.tokenizer)
     if where == "model":
-        model.generation_config.update(**options)
+        model.generation_config.update(**options)  # type: ignore[no-untyped-call]
     asked: dict[str, Any] = {"options": options, "model": {}}.get(
         where, {"generation_config": _config(**options)}
     )
