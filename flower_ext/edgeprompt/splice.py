@@ -7,7 +7,6 @@ of a single one would, so that it is read once for all.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +47,6 @@ ATTENTION = "flower_ext_splice"
 _SPLICED: weakref.WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = (
     weakref.WeakKeyDictionary()
 )
-_COUNTING = threading.Lock()
 
 
 class Layout(Enum):
@@ -295,28 +293,26 @@ def spliced(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     InvalidInputError
         If the model's attention cannot be exchanged.
     """
-    with _COUNTING:
-        users, before = _SPLICED.get(model, (0, model.config._attn_implementation))
-        if not users:
-            try:
-                model.set_attn_implementation(ATTENTION)
-            except (ValueError, AttributeError) as error:
-                raise InvalidInputError(
-                    f"{type(model).__name__} does not let its attention be exchanged: "
-                    "choose a model that calls transformers' attention interface "
-                    f"({error})."
-                ) from error
-        _SPLICED[model] = (users + 1, before)
+    users, before = _SPLICED.get(model, (0, model.config._attn_implementation))
+    if not users:
+        try:
+            model.set_attn_implementation(ATTENTION)
+        except (ValueError, AttributeError) as error:
+            raise InvalidInputError(
+                f"{type(model).__name__} does not let its attention be exchanged: "
+                "choose a model that calls transformers' attention interface "
+                f"({error})."
+            ) from error
+    _SPLICED[model] = (users + 1, before)
     try:
         yield model
     finally:
-        with _COUNTING:
-            users, before = _SPLICED[model]
-            if users > 1:
-                _SPLICED[model] = (users - 1, before)
-            else:
-                del _SPLICED[model]
-                model.set_attn_implementation(before)
+        users, before = _SPLICED[model]
+        if users > 1:
+            _SPLICED[model] = (users - 1, before)
+        else:
+            del _SPLICED[model]
+            model.set_attn_implementation(before)
 
 
 def _attention(
