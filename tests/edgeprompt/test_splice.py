@@ -224,6 +224,19 @@ def test_the_last_to_leave_puts_the_attention_back() -> None:
     assert model.config._attn_implementation == before
 
 
+@pytest.mark.parametrize("layout", [Layout.APART, Layout.COPIED])
+def test_logits_behind_a_thousand_tokens(layout: Layout) -> None:
+    model = tiny("llama")
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randint(1, VOCABULARY, (1010,), generator=generator).tolist()
+    shared, tail = drawn[:1000], drawn[1000:]
+    cache = spliced_cache([prefix_of(model, shared)], layout)
+    found = forward(model, cache, *padded(shared, [tail]))[0]
+    with torch.inference_mode():
+        whole = model(torch.tensor([drawn])).logits[0, 1000:]
+    assert relative(found, whole) <= TOLERANCE
+
+
 def test_a_mask_that_hides_the_prefix_is_refused() -> None:
     model = tiny("llama")
     cache = spliced_cache([prefix_of(model, [1, 2, 3])])
