@@ -140,7 +140,7 @@ def _folder(chosen: str | None) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="flower-ext-federation-"))
     try:
         yield folder
-    except Exception:
+    except BaseException:
         shutil.rmtree(folder / SECRETS, ignore_errors=True)
         with suppress(OSError):  # There are logs.
             folder.rmdir()
