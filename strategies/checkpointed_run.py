@@ -45,7 +45,7 @@ class Resumable(Protocol):
         ...
 
     def amended(self) -> set[int]:
-        """Return the rounds before the present one of which that has changed since."""
+        """Return the earlier rounds of which the present one has changed that."""
         ...
 
     def put_back(self, server_round: int, left: State) -> None:
@@ -100,7 +100,7 @@ class CheckpointedRun:
             "server": {},
         }
         # What rounds have left behind that the folder does not have yet.
-        self._untold = [] if saved is None else sorted(saved.told)
+        self._untold = set() if saved is None else set(saved.told)
         if saved is not None:
             for server_round, left in saved.told.items():
                 for name, metrics in self._metrics.items():
@@ -165,9 +165,13 @@ class CheckpointedRun:
             self._resume(self._saved)
         if server_round < self._done:
             return self._metrics["server"].get(server_round)
-        if server_round > self._done and self._due(server_round):
-            self._save(server_round, arrays)
-        self._untold.append(server_round)
+        if server_round > self._done:
+            for strategy in self._strategies:
+                if isinstance(strategy, Resumable):
+                    self._untold |= strategy.amended()
+            if self._due(server_round):
+                self._save(server_round, arrays)
+        self._untold.add(server_round)
         if self._evaluate_fn is None:
             return None
         metrics = self._evaluate_fn(server_round, arrays)
@@ -178,8 +182,7 @@ class CheckpointedRun:
     # -- what is saved -----------------------------------------------------------------
 
     def _save(self, server_round: int, arrays: ArrayRecord) -> None:
-        amended = [s.amended() for s in self._strategies if isinstance(s, Resumable)]
-        told_now = sorted(set(self._untold).union(*amended) - {server_round})
+        told_now = sorted(self._untold - {server_round})
         told = {r: self._left_behind(r) for r in told_now}
         self._folder.save(
             Checkpoint(
@@ -200,7 +203,7 @@ class CheckpointedRun:
                 told,
             )
         )
-        self._untold = []
+        self._untold = set()
 
     def _left_behind(self, server_round: int) -> State:
         left: State = {n: m.get(server_round) for n, m in self._metrics.items()}

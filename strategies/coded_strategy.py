@@ -281,9 +281,11 @@ class CodedStrategy(FedAvg):
         }
 
     def amended(self) -> set[int]:
-        """Return the rounds that late replies have changed, since the last call."""
-        amended, self._amended = self._amended, set()
-        return amended
+        """Return the rounds that were changed when the last one was aggregated.
+
+        They are those whose time lines have learned of replies that came late.
+        """
+        return set(self._amended)
 
     def put_back(self, server_round: int, left: dict[str, Any]) -> None:
         """Take back what a round of the run that is resumed has left behind."""
@@ -457,7 +459,7 @@ class CodedStrategy(FedAvg):
         record = self._measured(done, coverage, skipped)
         self.round_metrics[server_round] = record
         self.timelines[server_round] = done.timeline(skipped)
-        self._amended |= mark_late(self.timelines, done.late_answers)
+        self._amended = mark_late(self.timelines, done.late_answers)
         for name, value in record.items():
             metrics[REPLY_PREFIX + name] = value
         done.release()

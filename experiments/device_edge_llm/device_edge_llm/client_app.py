@@ -11,16 +11,29 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from device_edge_llm.data import load_partition, models, prompts_of
 from device_edge_llm.edge import make_link
-from device_edge_llm.node_config import check_node_keys
 from device_edge_llm.settings import Settings
 from device_edge_llm.task import delay_model
 from device_edge_llm.task import train as train_drafter
-from flower_ext.clients import CodedClientApp, DSSDTask, EdgePromptTask, straggler_mod
+from flower_ext.clients import (
+    CodedClientApp,
+    DSSDTask,
+    EdgePromptTask,
+    check_node_config,
+    straggler_mod,
+)
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import DEFAULT
 from flower_ext.network import Link
 
 DEVICE = "device"  # The role of nodes that take part.
+NODE_KEYS = (
+    "partition-id",
+    "num-partitions",
+    "partitions",
+    "role",
+    "drafter",
+    "target",
+)
 
 # Models of this size gain little from a second thread, and lose much on threads that
 # wait for those of other nodes.
@@ -35,7 +48,7 @@ def delays_mod(msg: Message, ctxt: Context, call_next: ClientAppCallable) -> Mes
 
 def role(context: Context) -> str:
     """Return what the node is in the federation: a device, if its config is silent."""
-    check_node_keys(context.node_config)
+    check_node_config(context.node_config, NODE_KEYS)
     return str(context.node_config.get("role", DEVICE))
 
 

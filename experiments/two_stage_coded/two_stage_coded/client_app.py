@@ -6,12 +6,13 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
-from flower_ext.clients import CodedClientApp, straggler_mod
+from flower_ext.clients import CodedClientApp, check_node_config, straggler_mod
 from two_stage_coded.data import load_data, load_partitions
-from two_stage_coded.node_config import check_node_keys
 from two_stage_coded.settings import Settings
 from two_stage_coded.task import delay_model, make_net
 from two_stage_coded.task import train as train_net
+
+NODE_KEYS = ("partition-id", "num-partitions", "partitions")
 
 # Steps of this size take 1 ms on one thread, and far longer on threads that wait for
 # those of other nodes.
@@ -26,7 +27,7 @@ def delays_mod(msg: Message, ctxt: Context, call_next: ClientAppCallable) -> Mes
 
 def own_partitions(context: Context) -> str:
     """Return what the node's config says it holds; without that, it can load all."""
-    check_node_keys(context.node_config)
+    check_node_config(context.node_config, NODE_KEYS)
     return str(context.node_config.get("partitions", "all"))
 
 
