@@ -38,6 +38,7 @@ from dssd.baselines import ASSISTANCE, alone, assisted
 from dssd.models import TablePair, deepened, disturbed, table_pair, without_end
 from dssd.prompts import BUILT_IN, prompt_ids
 from dssd.wire import CountingProxy
+from promises import verdict
 from transformers import PreTrainedModel
 
 from flower_ext.edge import EdgeServer, RemoteVerifier
@@ -71,6 +72,11 @@ BATCH_BAR = 4.0  # of the drafts per second of verifying one by one
 UPLINK_BAR = 100  # bytes a round
 DOWNLINK_BAR = 0.02  # of the downlink of dssd
 TOTAL_BARS = {0.2: 0.001, 0.5: 0.005}  # of all that dsd sends, by mean distance
+ACCEPTANCE_LEAST = 0.8  # of the pairs that the promises speak of
+AHEAD_ACCEPTANCE_LEAST = 0.9
+AHEAD_DRAFT_LEAST = 10.0  # milliseconds a draft
+COST_RATIO_LEAST = 10.0
+TARGET_LEAST = 60.0  # milliseconds a token
 VOCABULARY = 50_272  # OPT's
 MEGABITS_50 = 50e6 / 8
 
@@ -200,7 +206,7 @@ def milliseconds_per_token(
     return [1e3 * summary(taken) for taken in seconds]
 
 
-def describe(bench: Bench) -> dict[str, object]:
+def describe(bench: Bench) -> dict[str, float]:
     """Measure and print what the pair costs."""
     draft, target = milliseconds_per_token([bench.draft, bench.target], bench.timer)
     parameters = sum(weight.numel() for weight in bench.target.parameters())
@@ -243,6 +249,22 @@ def acceptance_of(texts: Sequence[Generation]) -> float:
     return sum(text.accepted for text in texts) / sum(text.examined for text in texts)
 
 
+def conditions(entry: Mapping[str, float], acceptance: float) -> Entries:
+    """Say whether the models are such as the promises of speed speak of."""
+    return [
+        verdict(
+            "target, milliseconds a token", entry["target_ms"], TARGET_LEAST, least=True
+        ),
+        verdict(
+            "its cost over the drafter's",
+            entry["cost_ratio"],
+            COST_RATIO_LEAST,
+            least=True,
+        ),
+        verdict("acceptance", acceptance, ACCEPTANCE_LEAST, least=True),
+    ]
+
+
 def run_decode(args: argparse.Namespace) -> Entries:
     """Measure decoding over a link against the target alone."""
     bench, lengths = bench_of(args), lengths_of(args)
@@ -267,10 +289,7 @@ def run_decode(args: argparse.Namespace) -> Entries:
     show_rates(middle, acceptance)
     best = max(lengths, key=middle.__getitem__)
     gain = ratio(rates[best], rates["target alone"])
-    print(
-        f"{best} at an RTT of {args.rtt * 1e3:g} ms: {gain:.2f} × the target alone "
-        f"(at least {DECODE_BAR})"
-    )
+    told = f"{best} at an RTT of {args.rtt * 1e3:g} ms, over the target alone"
     return [
         entry
         | {
@@ -280,8 +299,9 @@ def run_decode(args: argparse.Namespace) -> Entries:
             "acceptance": acceptance,
             "best": best,
             "gain": gain,
-            "bar": DECODE_BAR,
-        }
+        },
+        *conditions(entry, acceptance[best]),
+        verdict(told, gain, DECODE_BAR, least=True),
     ]
 
 
@@ -320,8 +340,6 @@ def run_assisted(args: argparse.Namespace) -> Entries:
     default = next(iter(settings))
     their_best = max(settings, key=middle.__getitem__)
     against = {name: ratio(rates[best], rates[name]) for name in (default, their_best)}
-    for name, value in against.items():
-        print(f"{best} without a link: {value:.2f} × {name} (at least {ASSISTED_BAR})")
     return [
         entry
         | {
@@ -330,8 +348,14 @@ def run_assisted(args: argparse.Namespace) -> Entries:
             "acceptance": acceptance,
             "best": best,
             "ratios": against,
-            "bar": ASSISTED_BAR,
-        }
+        },
+        *conditions(entry, acceptance[best]),
+        *(
+            verdict(
+                f"{best} without a link, over {name}", value, ASSISTED_BAR, least=True
+            )
+            for name, value in against.items()
+        ),
     ]
 
 
@@ -369,10 +393,7 @@ def run_ahead(args: argparse.Namespace) -> Entries:
     gain = pooled[best[True]] / pooled[best[False]]
     thrown = sum(t.discarded for t in texts[best[True]])
     guessed = sum(t.drafted_ahead for t in texts[best[True]])
-    print(
-        f"{best[True]}: {gain:.2f} × {best[False]} at an RTT of {args.rtt * 1e3:g} ms "
-        f"(at least {AHEAD_BAR}); {thrown} of {guessed} guesses thrown away"
-    )
+    print(f"{best[True]}: {thrown} of {guessed} guesses thrown away")
     return [
         entry
         | {
@@ -382,8 +403,19 @@ def run_ahead(args: argparse.Namespace) -> Entries:
             "acceptance": acceptance,
             "best": [best[False], best[True]],
             "gain": gain,
-            "bar": AHEAD_BAR,
-        }
+        },
+        verdict(
+            f"acceptance, {best[True]}",
+            acceptance[best[True]],
+            AHEAD_ACCEPTANCE_LEAST,
+            least=True,
+        ),
+        verdict(
+            f"{best[True]} at an RTT of {args.rtt * 1e3:g} ms, over {best[False]}",
+            gain,
+            AHEAD_BAR,
+            least=True,
+        ),
     ]
 
 
@@ -428,10 +460,12 @@ def run_batch(args: argparse.Namespace) -> Entries:
     print(
         f"{args.devices} drafts of {args.draft_length}: one by one "
         f"{statistics.median(single) * 1e3:.0f} ms, in one pass "
-        f"{statistics.median(batched) * 1e3:.0f} ms: {gain:.2f} × the throughput (at "
-        f"least {BATCH_BAR:g})"
+        f"{statistics.median(batched) * 1e3:.0f} ms"
     )
-    return [entry | {"measurement": "batch", "gain": gain, "bar": BATCH_BAR}]
+    return [
+        entry | {"measurement": "batch", "gain": gain},
+        verdict("throughput of one pass, over one by one", gain, BATCH_BAR, least=True),
+    ]
 
 
 def run_bytes(args: argparse.Namespace) -> Entries:
@@ -488,11 +522,13 @@ def run_bytes(args: argparse.Namespace) -> Entries:
             )
         downlink = sent["dssd-candidates"][1] / sent["dssd"][1]
         total = sum(sent["dssd-candidates"]) / sum(sent["dsd"])
-        print(
-            f"  uplink of dssd {sent['dssd'][0]:.1f} (at most {UPLINK_BAR}); "
-            f"dssd-candidates: {downlink:.3%} of the downlink of dssd (at most "
-            f"{DOWNLINK_BAR:.0%}), {total:.4%} of all of dsd (at most {total_bar:.1%})"
-        )
+        at = f"at a total variation of {distance}"
+        candidates = f"dssd-candidates {at}"
+        entries += [
+            verdict(f"uplink of dssd {at}, bytes a round", sent["dssd"][0], UPLINK_BAR),
+            verdict(f"{candidates}, of the downlink of dssd", downlink, DOWNLINK_BAR),
+            verdict(f"{candidates}, of all of dsd", total, total_bar),
+        ]
         if args.wire:
             entries += on_the_wire(args, pair, distance)
     return entries
@@ -624,8 +660,8 @@ def parser() -> argparse.ArgumentParser:
     return outer
 
 
-def main() -> None:
-    """Run one measurement."""
+def main() -> int:
+    """Run one measurement; return 1 where a promise is missed."""
     args = parser().parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -635,7 +671,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if args.json:
         args.json.write_text(json.dumps(entries, indent=1) + "\n")
+    return 0 if all(entry.get("kept", True) for entry in entries) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

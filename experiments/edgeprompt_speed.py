@@ -41,6 +41,7 @@ from edgeprompt.systems import (
     random_model,
     random_prompts,
 )
+from promises import verdict
 from transformers import DynamicCache
 
 from flower_ext.edgeprompt import EdgePrompt, KVStore, PromptHierarchy
@@ -61,29 +62,6 @@ Entries = list[dict[str, object]]
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Return the median over repeats of the ratio."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-
-
-def verdict(
-    what: str, figure: float, bar: float, *, least: bool = False
-) -> dict[str, object]:
-    """Print whether a promise is kept, and return it for the file.
-
-    Parameters
-    ----------
-    what : str
-        What was measured.
-    figure, bar : float
-        What came of it, and what is promised.
-    least : bool (default: False)
-        Whether the bar is the least that it may be; otherwise the most.
-    """
-    kept = figure >= bar if least else figure <= bar
-    sign = "≥" if least else "≤"
-    print(
-        f"{'kept' if kept else 'missed'} {what}: {figure:.3f} ({sign} {bar:g})",
-        flush=True,
-    )
-    return {"what": what, "figure": figure, "bar": bar, "kept": kept}
 
 
 def milliseconds(name: str, seconds: Sequence[float]) -> None:

@@ -16,7 +16,7 @@ from flower_ext.deployment import LocalFederation, Run, RunResult
 from tests.faults.app.fault_app.control import Control
 from tests.faults.app.fault_app.training import PARTITIONS, change, examples, initial
 
-__all__ = ["APP", "Fault", "Outcome", "Stage", "fedavg", "relative_error"]
+__all__ = ["APP", "Outcome", "Stage", "fedavg", "relative_error"]
 
 APP = Path(__file__).parent / "app"
 
@@ -25,15 +25,6 @@ _LOOK_SECONDS = 0.1
 _ASK_SECONDS = 3.0  # between two calls of flwr, each of which takes seconds of CPU
 
 Event = dict[str, Any]
-
-
-@dataclass
-class Fault:
-    """A row of the table: what was done to a federation."""
-
-    number: int
-    what: str
-    injected: int
 
 
 @dataclass
@@ -63,6 +54,14 @@ class Outcome:
         """Return a metric of a round, as it was last reported."""
         found = [e for e in self.reports if e["round"] == server_round]
         return float(found[-1]["metrics"][name])
+
+    def injected(self, *faults: str) -> int:
+        """Return how often these were done to the federation, or by a spoilt node."""
+        return sum(
+            e.get("fault" if e["event"] == "injected" else "how") in faults
+            for e in self.events
+            if e["event"] in ("injected", "spoilt")
+        )
 
     def lost(self) -> int:
         """Return how many rounds are missing, or were begun again once reported."""
@@ -203,6 +202,11 @@ class Stage:
             f"{event} {values}", lambda: self.control.events(event, **values)
         )
         return found[0]
+
+    def inject(self, fault: str, act: Callable[[], object]) -> None:
+        """Do something to the federation, and keep account of it."""
+        act()
+        self.control.tell("injected", fault=fault)
 
     def hold(self, trap: str) -> Event:
         """Wait until somebody is held in a trap that was set."""

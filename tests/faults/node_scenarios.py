@@ -30,20 +30,20 @@ def killed_nodes(folder: Path, cancelled: threading.Event) -> Outcome:
         run = stage.start(num_rounds=5, num_nodes=1)
 
         app = stage.hold("round-2-stage-1")
-        os.kill(app["pid"], signal.SIGKILL)
+        stage.inject("app", lambda: os.kill(app["pid"], signal.SIGKILL))
 
         first = stage.hold("round-3-stage-1")
-        federation.kill_node(first["node"])
+        stage.inject("stage one", lambda: federation.kill_node(first["node"]))
         stage.hold("after-report-3")
-        federation.restart_node(first["node"])
+        stage.inject("back", lambda: federation.restart_node(first["node"]))
         control.let_go("after-report-3")
 
         straggler = stage.hold("round-4-stage-1")
         second = stage.hold("round-4-stage-2")
-        federation.kill_node(second["node"])
+        stage.inject("stage two", lambda: federation.kill_node(second["node"]))
         stage.hold("after-report-4")
         control.let_go("round-4-stage-1")
-        federation.restart_node(second["node"])
+        stage.inject("back", lambda: federation.restart_node(second["node"]))
         back = {first["node"], second["node"]}
         for node in set(range(4)) - back:
             federation.stop_node(node)
@@ -69,7 +69,7 @@ def frozen_nodes(folder: Path, cancelled: threading.Event) -> Outcome:
         run = stage.start(num_rounds=6, num_nodes=1)
 
         frozen = stage.hold("round-2-stage-1")
-        federation.pause_node(frozen["node"])
+        stage.inject("frozen", lambda: federation.pause_node(frozen["node"]))
         since = time.monotonic()
         control.let_go("round-2-stage-1")
         stage.hold("after-report-3")
@@ -103,7 +103,14 @@ def spoilt_replies(folder: Path, cancelled: threading.Event) -> Outcome:
     with Stage(folder, cancelled, nodes=4) as stage:
         for server_round, how in ((2, "nan"), (3, "shape"), (4, "raise"), (5, "lie")):
             stage.control.set(f"spoil-round-{server_round}", how)
+        stage.control.set("after-report-5")
         run = stage.start(num_rounds=6, num_nodes=4, verify_replies=1)
+        # A round that has enough without the liar's reply does not wait for it: then
+        # it is checked in the next one.
+        stage.hold("after-report-5")
+        liar = stage.wait_event("spoilt", how="lie")
+        stage.wait_event("end", round=5, pid=liar["pid"])
+        stage.control.let_go("after-report-5")
         log = stage.completed(run)
         outcome = stage.outcome(6)
         outcome.logs[run.run_id] = log

@@ -24,6 +24,7 @@ def killed_serverapp(folder: Path, cancelled: threading.Event) -> Outcome:
             stage.hold(trap)
             for process in stage.federation.serverapp_pids():
                 os.kill(process, signal.SIGKILL)
+            control.tell("injected", fault=trap)
             control.let_go(trap)
         last = stage.start(num_rounds=3, num_nodes=1, resume=True)
         log = stage.completed(last)
@@ -47,18 +48,17 @@ def killed_edge(folder: Path, cancelled: threading.Event) -> Outcome:
         control.let_go("after-report-1")
         for trap in traps:
             stage.hold(trap)
-        federation.kill_edge()
+        stage.inject("edge", federation.kill_edge)
         for trap in traps:
             control.let_go(trap)
         federation.restart_edge()
         logs = {first.run_id: stage.completed(first)}
         trained = stage.outcome(2)
 
-        # In the second run it stays away: the drafter ends its texts alone, and in the
-        # next round there is nobody to begin with.
+        # In the second run it stays away: the drafters end their texts alone, and write
+        # the next round's alone. In a third one that is not wanted.
         for trap in traps:
             control.set(trap)
-        known = len(control.events("held"))
         second = stage.start(
             num_rounds=2,
             num_nodes=2,
@@ -71,13 +71,22 @@ def killed_edge(folder: Path, cancelled: threading.Event) -> Outcome:
             "two nodes that draft",
             lambda: len(control.events("held", run_id=second.run_id)) == 2,
         )
-        assert len(control.events("held")) == known + 2
-        federation.kill_edge()
+        stage.inject("edge for good", federation.kill_edge)
         for trap in traps:
             control.let_go(trap)
-        result = stage.ended(second)
+        logs[second.run_id] = stage.completed(second)
+        third = stage.start(
+            num_rounds=1,
+            num_nodes=2,
+            edge=edge,
+            edge_patience=2.0,
+            if_edge_is_lost="raise",
+            checkpoint_dir="",
+        )
+        result = stage.ended(third)
+        trained.events += control.events("injected", fault="edge for good")
         trained.facts.update(
             alone=control.events("report", run_id=second.run_id), result=result
         )
-        trained.logs.update({**logs, second.run_id: result.log})
+        trained.logs.update({**logs, third.run_id: result.log})
         return trained
