@@ -20,6 +20,7 @@ from flower_ext.edgeprompt import Level, PrefixedModel, PromptHierarchy
 from flower_ext.edgeprompt.evaluation import DSSD_PUBLIC_KEY
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import LoadedModel, shared_vocab_size, tokenizer_fingerprint
+from flower_ext.models.wrapped import unwrapped
 from flower_ext.speculative import (
     Drafter,
     Generation,
@@ -67,6 +68,7 @@ def infer(task: DSSDTask, content: RecordDict, context: Context) -> DSSDTotals:
     device = drafter_of(task, context)
     if request.drafter_weights == "message":
         device = device._replace(model=with_weights(device.model, content))
+    device = device._replace(model=unwrapped(device.model))
     link: Any = task.link
     if callable(link):
         link = link(context)

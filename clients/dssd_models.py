@@ -10,20 +10,25 @@ from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, RecordDict
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flower_ext.clients.dssd_task import DSSDTask, Source
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import LoadedModel, load_model
 from flower_ext.models.loading import Role, load_tokenizer
+from flower_ext.models.wrapped import unwrapped
 
 __all__ = ["drafter_of", "given", "load_once", "target_of", "with_weights"]
 
 _loading = threading.Lock()
+_COMPILED = "_orig_mod."  # before a compiled model's names
 
 
 def drafter_of(task: DSSDTask, context: Context) -> LoadedModel:
     """Return the node's drafter; others may share it, so it must stay as it is.
+
+    It may be wrapped by ``torch.compile`` or PEFT still.
 
     Raises
     ------
@@ -31,9 +36,9 @@ def drafter_of(task: DSSDTask, context: Context) -> LoadedModel:
         If it cannot be loaded, or is a model without a tokenizer.
     """
     found: Any = task.drafter
-    if callable(found) and not isinstance(found, PreTrainedModel):
+    if callable(found) and not isinstance(found, nn.Module):
         found = found(context)
-    if isinstance(found, PreTrainedModel):
+    if isinstance(unwrapped(found), PreTrainedModel):
         return given(found, task.tokenizer, "drafter=", "DSSDTask")
     return load_once(found, "draft", task.tokenizer, task.dtype, task.device)
 
@@ -84,6 +89,8 @@ def given(
 def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel:
     """Return a copy of a model that has the weights of a message.
 
+    They are all of its weights, or those of its adapter alone.
+
     Raises
     ------
     InvalidInputError
@@ -96,7 +103,17 @@ def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel
             f"got {len(records)}."
         )
     weights = records[0].to_torch_state_dict()
-    own = model.state_dict()
+    model = getattr(model, "_orig_mod", model)
+    weights = {name.removeprefix(_COMPILED): w for name, w in weights.items()}
+    own, load = model.state_dict(), nn.Module.load_state_dict
+    if weights.keys() != own.keys() and hasattr(model, "active_peft_config"):
+        # Only whoever uses PEFT has it.
+        from peft import (  # noqa: PLC0415
+            get_peft_model_state_dict,
+            set_peft_model_state_dict,
+        )
+
+        own, load = get_peft_model_state_dict(model), set_peft_model_state_dict
     wrong = sorted(weights.keys() ^ own.keys()) or [
         name for name in own if own[name].shape != weights[name].shape
     ]
@@ -108,7 +125,7 @@ def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel
             "than the drafter, choose drafter_weights='node'."
         )
     changed = copy.deepcopy(model)
-    changed.load_state_dict(weights)
+    load(changed, weights)
     return changed
 
 

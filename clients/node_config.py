@@ -32,12 +32,11 @@ def check_node_config(keys: Iterable[str], known: Collection[str]) -> None:
 
     Examples
     --------
-    >>> check_node_config({"partition-id": 0, "role": "device"}, ["partition-id"])
-    >>> check_node_config({"partiton-id": 0}, ["partition-id"])
+    >>> check_node_config({"partition-id": 0, "disk": "/data"}, ["role"])
+    >>> check_node_config({"rol": "device"}, ["role"])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    flower_ext.errors.InvalidInputError: Unknown node-config key 'partiton-id'. Did you \
-mean 'partition-id'?
+    flower_ext.errors.InvalidInputError: Unknown node-config key 'rol'. Did you mean ...
     """
     given = set(keys)
     missing = [key for key in known if key not in given]

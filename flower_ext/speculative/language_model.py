@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from flower_ext.errors import InvalidInputError
 from flower_ext.models.cache_argument import forward_cache
+from flower_ext.models.wrapped import unwrapped
 from flower_ext.speculative.kv_cache import KVCache, RaggedBatch
 
 __all__ = ["LanguageModel", "Row", "TransformersModel", "as_language_model"]
@@ -194,12 +195,16 @@ def as_language_model(
 ) -> LanguageModel:
     """Wrap a Hugging Face model; pass anything else that fits the protocol on.
 
+    Of one that ``torch.compile`` or PEFT has wrapped, the model within is taken, with
+    its adapter.
+
     Raises
     ------
     InvalidInputError
         If it is neither, cannot be rolled back, or fits the protocol with another
         ``vocab_size`` than the one wanted.
     """
+    model = unwrapped(model)
     if isinstance(model, PreTrainedModel):
         return TransformersModel(model, vocab_size)
     needed = ("vocab_size", "positions_processed", "new_cache", "extend")

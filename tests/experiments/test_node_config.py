@@ -23,12 +23,12 @@ def holdings(app: str, node_config: dict[str, UserConfigValue]) -> object:
 @pytest.mark.parametrize("app", APPS)
 @pytest.mark.parametrize("mistyped", ["partition", "Partitions", "partitons"])
 def test_a_mistyped_key_is_refused(app: str, mistyped: str) -> None:
-    with pytest.raises(InvalidInputError, match=f"'{mistyped}'. Did you mean 'part"):
+    with pytest.raises(InvalidInputError, match=rf"'{mistyped}'\. Did you mean 'part"):
         holdings(app, {"partition-id": 0, mistyped: "0-3"})
 
 
 def test_a_mistyped_role_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="'roles'. Did you mean 'role'"):
+    with pytest.raises(InvalidInputError, match=r"'roles'\. Did you mean 'role'"):
         holdings("device_edge_llm", {"partition-id": 0, "roles": "device"})
 
 
