@@ -339,9 +339,7 @@ class CodedStrategy(FedAvg):
     ) -> Iterable[Message]:
         """Gather nodes, plan, and drive the round."""
         least = max(self.min_available_nodes, self.min_train_nodes, self.least_nodes)
-        grid.gather(least, timeout)
-        if names := grid.rejoin():
-            self._renamed(names)
+        self._gather(grid, least, timeout)
         fleet = grid.fleet
         count = fleet.num_partitions
         fleet.settle(count)
@@ -381,6 +379,14 @@ class CodedStrategy(FedAvg):
         if coded_round.plan.problem and not self.round_metrics:
             raise InvalidInputError(coded_round.plan.problem)
         return replies
+
+    def _gather(
+        self, grid: StagedGrid, least: int, timeout: float | None = None
+    ) -> None:
+        """Wait for nodes; know those of a run that is resumed by their new ids."""
+        grid.gather(least, timeout)
+        if names := grid.rejoin():
+            self._renamed(names)
 
     def _admit(
         self,
@@ -524,7 +530,8 @@ class CodedStrategy(FedAvg):
             return []
         staged = _require_staged(grid)
         if self.fraction_train == 0.0:
-            staged.gather(max(self.min_available_nodes, self.min_evaluate_nodes, 1))
+            least = max(self.min_available_nodes, self.min_evaluate_nodes, 1)
+            self._gather(staged, least)
         nodes = [n for n in staged.fleet.nodes if n.idle]
         wanted = max(
             int(len(staged.fleet.nodes) * self.fraction_evaluate),

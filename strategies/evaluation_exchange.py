@@ -7,8 +7,9 @@ wait an hour.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from logging import WARNING
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message
 from flwr.supercore import log
@@ -56,6 +57,8 @@ class EvaluationExchange:
         list[Message]
             In the order in which they came.
         """
+        if not messages:  # as of a round that is done already when a run goes on
+            return []
         self._round += 1
         asked = grid.push(messages, self._round)
         waiting = {s.message_id for s in asked if s}
@@ -100,6 +103,19 @@ class EvaluationExchange:
                 grid.now - start,
             )
         return replies
+
+    def state(self) -> dict[str, Any]:
+        """Return how long evaluations took, for :meth:`restore` in another process."""
+        return {"history": self._history.state(), "round": self._round}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the place of what :meth:`state` was asked of."""
+        self._history.restore(state["history"])
+        self._round = state["round"]
+
+    def rename(self, names: Mapping[int, int]) -> None:
+        """Know nodes by other ids, each of `names` by what it maps to."""
+        self._history.rename(names)
 
     def _deadline(self, node_ids: list[int]) -> float:
         """Return the seconds that these nodes are given, inf if nothing is known."""

@@ -366,12 +366,16 @@ class StagedGrid(GridWrapper):
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what another process needs to go on, for :meth:`resume`."""
-        return grid_state(self.fleet, self._arrivals, self.ledger)
+        return {
+            **grid_state(self.fleet, self._arrivals, self.ledger),
+            "evaluations": self._evaluations.state(),
+        }
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`checkpoint`, before any message is sent."""
         self._resumption = Resumption(state)
         self._resumption.set_clock(self._arrivals, self.ledger)
+        self._evaluations.restore(state["evaluations"])
 
     def rejoin(self) -> Mapping[int, int]:
         """Know nodes again when they have said what they hold.
@@ -386,6 +390,7 @@ class StagedGrid(GridWrapper):
         if resumption is None:
             return {}
         names = resumption.names(self.fleet)
+        self._evaluations.rename(names)
         for arrival in resumption.expect(self._arrivals, names, self.ledger):
             if arrival.sent.node_id in self.fleet:
                 jobs = self.fleet[arrival.sent.node_id].jobs

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from flower_ext.network import Device, EdgeNetwork, Link
 from flower_ext.scheduling import LyapunovScheduler, Random
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded, WithCheckpoints
 from flower_ext.strategies.coded_strategy import CodedStrategy
+from flower_ext.strategies.staged_grid import StagedGrid
 from flower_ext.strategies.timeline import RoundTimeline
 
 if TYPE_CHECKING:
@@ -176,6 +178,129 @@ def test_liars_are_remembered(
 
     assert through.liars == {102: 1}
     assert again.liars == {7002: 1}
+
+
+@pytest.mark.parametrize("kind", ["two-stage", "network"])
+def test_nodes_that_fail_fail_in_the_resumed_run_as_well(
+    kind: str,
+    federation: type[Federation],
+    slow: CodedClientApp,
+    error_reply: Callable[..., Message],
+    tmp_path: Path,
+) -> None:
+    def fail(index: int, message: Message, reply: Message) -> Message:
+        config: Any = message.content.config_records["config"]
+        if (index + config["server-round"]) % 3:
+            return reply
+        if index % 2:
+            return error_reply(message, 2)
+        for record in reply.content.array_records.values():
+            record.pop("weight")
+        return reply
+
+    make = STRATEGIES[kind]
+    through, again = make(), make()
+    whole = federation(6, app=slow, behave=fail).run(
+        WithCheckpoints(through, tmp_path / "whole"), ROUNDS, evaluate_fn=evaluate
+    )
+    folder = tmp_path / "part"
+    with pytest.raises(KilledError):
+        federation(6, app=slow, behave=fail).run(
+            WithCheckpoints(make(), folder), ROUNDS, evaluate_fn=killed_at(4)
+        )
+    resumed = federation(6, app=slow, behave=fail, first=7000).run(
+        WithCheckpoints(again, folder, resume_from=folder),
+        ROUNDS,
+        evaluate_fn=evaluate,
+    )
+
+    same(whole, resumed)
+    assert isinstance(again, CodedStrategy)
+    assert isinstance(through, CodedStrategy)
+    assert without_ids(again) == without_ids(through)
+    fates = {d.fate for line in again.timelines.values() for d in line.dispatches}
+    assert fates >= {"failed", "rejected"}
+
+
+def test_a_lie_that_is_under_way_is_not_checked_by_the_resumed_run(
+    federation: type[Federation], coded_client: Client, tmp_path: Path
+) -> None:
+    """Nodes 1, 3 and 5 compute the same; 3 is used, 1 lies late, and 5 comes later."""
+
+    def behave(index: int, message: Message, reply: Message) -> Message:
+        config: Any = message.content.config_records["config"]
+        (metrics,) = reply.content.metric_records.values()
+        times: Any = metrics["flower-ext.compute-seconds"]
+        took = {1: 15.0, 5: 25.0}.get(index, 2.0) if config["server-round"] == 1 else 10
+        metrics["flower-ext.compute-seconds"] = [took / len(times)] * len(times)
+        if index == 1 and config["server-round"] == 1:
+            (arrays,) = reply.content.array_records.values()
+            for name, array in list(arrays.items()):
+                arrays[name] = Array(np.asarray(array.numpy() * np.float32(9)))
+        return reply
+
+    def run(strategy: Strategy, first: int = 100, until: int = -1) -> None:
+        nodes = federation(6, app=coded_client(), behave=behave, first=first)
+        nodes.run(strategy, 4, evaluate_fn=killed_at(until))
+
+    def make() -> CodedFedAvg:
+        return CodedFedAvg(
+            code="fractional", stragglers=2, fraction_evaluate=0.0, clock="virtual"
+        )
+
+    through, again = make(), make()
+    run(through)
+    folder = tmp_path
+    with pytest.raises(KilledError):
+        run(WithCheckpoints(make(), folder), until=1)
+    run(WithCheckpoints(again, folder, resume_from=folder), first=7000)
+
+    assert through.liars == {101: 1}
+    assert not again.liars
+    assert {d.worker: d.fate for d in again.timelines[1].dispatches}[1] == "late"
+
+
+@pytest.mark.parametrize("fraction_train", [1.0, 0.0])
+def test_how_long_evaluations_take_is_remembered(
+    fraction_train: float,
+    federation: type[Federation],
+    coded_client: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: pytest.LogCaptureFixture,
+) -> None:
+    """Where all are silent, only the history says when an evaluation is to end."""
+    monkeypatch.setattr("flower_ext.strategies.evaluation_exchange.LEAST_DEADLINE", 0.3)
+    silent = False
+
+    def behave(index: int, message: Message, reply: Message) -> Message | None:
+        return None if silent and message.metadata.message_type == "evaluate" else reply
+
+    def run(strategy: CodedStrategy, first: int = 100, **options: Any) -> None:
+        nodes = federation(4, app=coded_client(), behave=behave, first=first)
+        nodes.run(WithCheckpoints(strategy, tmp_path, **options), 3, evaluate_fn=ends)
+
+    grids: list[StagedGrid] = []
+
+    def watched(*args: Any, **kwargs: Any) -> StagedGrid:
+        grids.append(stage(*args, **kwargs))
+        return grids[-1]
+
+    ends = killed_at(2)
+    with pytest.raises(KilledError):
+        run(TwoStageCoded(fraction_train=fraction_train))
+    silent, ends = True, evaluate
+    again = TwoStageCoded(fraction_train=fraction_train)
+    stage = again._stage
+    monkeypatch.setattr(again, "_stage", watched)
+    start = time.monotonic()
+    run(again, first=7000, resume_from=tmp_path)
+
+    assert time.monotonic() - start < 10  # of 20, the run's timeout
+    assert "evaluate: 4 of 4 nodes did not answer within" in logged.text
+    told = grids[0].checkpoint()["evaluations"]
+    assert sorted(told["history"]["workers"]) == [7000, 7001, 7002, 7003]
+    assert told["round"] == 3
 
 
 def test_replies_are_under_way_when_the_run_ends(
