@@ -101,6 +101,7 @@ class CheckpointedRun:
         }
         # What rounds have left behind that the folder does not have yet.
         self._untold = set() if saved is None else set(saved.told)
+        self._told = {} if saved is None else dict(saved.told)
         if saved is not None:
             for server_round, left in saved.told.items():
                 for name, metrics in self._metrics.items():
@@ -168,10 +169,10 @@ class CheckpointedRun:
         if server_round > self._done:
             for strategy in self._strategies:
                 if isinstance(strategy, Resumable):
-                    self._untold |= strategy.amended()
+                    self._changed(strategy.amended())
             if self._due(server_round):
                 self._save(server_round, arrays)
-        self._untold.add(server_round)
+        self._changed({server_round})
         if self._evaluate_fn is None:
             return None
         metrics = self._evaluate_fn(server_round, arrays)
@@ -181,9 +182,15 @@ class CheckpointedRun:
 
     # -- what is saved -----------------------------------------------------------------
 
+    def _changed(self, rounds: set[int]) -> None:
+        """Tell anew what rounds have left behind, instead of what was told before."""
+        self._untold |= rounds
+        for server_round in rounds:
+            self._told.pop(server_round, None)
+
     def _save(self, server_round: int, arrays: ArrayRecord) -> None:
         told_now = sorted(self._untold - {server_round})
-        told = {r: self._left_behind(r) for r in told_now}
+        told = {r: self._told.get(r) or self._left_behind(r) for r in told_now}
         self._folder.save(
             Checkpoint(
                 server_round,
@@ -203,7 +210,7 @@ class CheckpointedRun:
                 told,
             )
         )
-        self._untold = set()
+        self._untold, self._told = set(), {}
 
     def _left_behind(self, server_round: int) -> State:
         left: State = {n: m.get(server_round) for n, m in self._metrics.items()}

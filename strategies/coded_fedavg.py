@@ -34,7 +34,7 @@ class CodedFedAvg(CodedStrategy):
     **coded : Any
         `num_partitions`, `clock`, `deadline`, `min_coverage`, `seed`,
         `verify_replies` (at most `stragglers`; half of it for liars to be named, less
-        the nodes that are silent) and `reply_tolerance` of
+        the nodes that are silent), `reply_tolerance` and `keep_timelines` of
         :class:`~flower_ext.strategies.coded_strategy.CodedStrategy`, and all keyword
         arguments of Flower's :class:`~flwr.serverapp.strategy.FedAvg`.
 

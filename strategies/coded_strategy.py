@@ -77,6 +77,10 @@ class CodedStrategy(FedAvg):
         How much replies that computed the same may differ, relative to their magnitude,
         before they count as contradicting each other, in (0, 0.1]. What rounding on
         different machines may come to; 1e-5 suffices where all machines are alike.
+    keep_timelines : int, optional
+        Of how many rounds, the last ones, :attr:`timelines` are kept, at least 1; by
+        default of all. Each takes about 200 bytes per node. With checkpoints, at least
+        as many as there are rounds from one to the next.
     **fedavg : Any
         All keyword arguments of Flower's
         :class:`~flwr.serverapp.strategy.FedAvg`. `fraction_train` and
@@ -100,6 +104,7 @@ class CodedStrategy(FedAvg):
         network: EdgeNetwork | None = None,
         verify_replies: int = 0,
         reply_tolerance: float = DEFAULT_TOLERANCE,
+        keep_timelines: int | None = None,
         **fedavg: Any,
     ) -> None:
         super().__init__(**fedavg)
@@ -137,6 +142,9 @@ class CodedStrategy(FedAvg):
             "verify_replies", verify_replies, low=0, high=4
         )
         self.reply_tolerance = reply_tolerance
+        if keep_timelines is not None:
+            keep_timelines = check_count("keep_timelines", keep_timelines, low=1)
+        self.keep_timelines = keep_timelines
         self.liars: Counter[int] = Counter()
         self._amended: set[int] = set()
         self.num_partitions = num_partitions
@@ -292,7 +300,13 @@ class CodedStrategy(FedAvg):
         if left["metrics"] is not None:
             self.round_metrics[server_round] = left["metrics"]
         if left["timeline"] is not None:
-            self.timelines[server_round] = RoundTimeline.from_json(left["timeline"])
+            self._keep(RoundTimeline.from_json(left["timeline"]))
+
+    def _keep(self, line: RoundTimeline) -> None:
+        """Keep a round's time line, and no more than are wanted."""
+        self.timelines[line.server_round] = line
+        while self.keep_timelines and len(self.timelines) > self.keep_timelines:
+            del self.timelines[min(self.timelines)]
 
     def _renamed(self, names: Mapping[int, int]) -> None:
         """Take note of nodes that have other ids than in the checkpoint."""
@@ -464,7 +478,7 @@ class CodedStrategy(FedAvg):
             metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         record = self._measured(done, coverage, skipped)
         self.round_metrics[server_round] = record
-        self.timelines[server_round] = done.timeline(skipped)
+        self._keep(done.timeline(skipped))
         self._amended = mark_late(self.timelines, done.late_answers)
         for name, value in record.items():
             metrics[REPLY_PREFIX + name] = value

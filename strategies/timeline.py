@@ -27,7 +27,7 @@ and refused. ``"failed"``: its node failed, or left. ``"unfinished"``: nothing c
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DispatchRecord:
     """A dispatch, and what became of it.
 
@@ -70,7 +70,7 @@ class DispatchRecord:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RoundTimeline:
     """A coded round as it went.
 

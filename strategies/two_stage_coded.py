@@ -63,7 +63,7 @@ class TwoStageCoded(CodedStrategy):
         parameters. By default every idle node takes part.
     **coded : Any
         `num_partitions`, `clock`, `deadline`, `min_coverage`, `seed`, `network`,
-        `verify_replies` and `reply_tolerance` of
+        `verify_replies`, `reply_tolerance` and `keep_timelines` of
         :class:`~flower_ext.strategies.coded_strategy.CodedStrategy`, and all keyword
         arguments of Flower's :class:`~flwr.serverapp.strategy.FedAvg`.
 

@@ -141,6 +141,22 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
         assert without_ids(again) == without_ids(through)
 
 
+def test_as_many_time_lines_as_wanted_come_back(
+    federation: type[Federation], tmp_path: Path
+) -> None:
+    def make() -> TwoStageCoded:
+        return TwoStageCoded(fraction_evaluate=0.0, keep_timelines=2)
+
+    federation(6).run(WithCheckpoints(make(), tmp_path), 4)
+    again, all_of_them = make(), TwoStageCoded(fraction_evaluate=0.0)
+    for strategy in (again, all_of_them):
+        resumed = WithCheckpoints(strategy, tmp_path, resume_from=tmp_path)
+        federation(6).run(resumed, 5)
+
+    assert list(again.timelines) == [4, 5]
+    assert list(all_of_them.timelines) == [1, 2, 3, 4, 5]
+
+
 def without_ids(strategy: CodedStrategy) -> dict[int, RoundTimeline]:
     """Return the time lines of a run, whose nodes have other ids in another one."""
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,10 @@ import pytest
 from flwr.app import Message
 
 from flower_ext.clients import CodedClientApp, SpeedProfile, straggler_mod
+from flower_ext.coding.plan import Dispatch, Outcome
 from flower_ext.errors import InvalidInputError
 from flower_ext.strategies import CodedFedAvg, TwoStageCoded
-from flower_ext.strategies.timeline import RoundTimeline
+from flower_ext.strategies.timeline import RoundTimeline, TimelineRecorder
 
 if TYPE_CHECKING:
     from tests.strategies.conftest import Answer, Federation
@@ -120,3 +122,58 @@ def test_it_survives_json(federation: type[Federation]) -> None:
         found["dispatches"][0]["fate"] = "lost"
         with pytest.raises(InvalidInputError, match="'lost'"):
             RoundTimeline.from_json(found)
+
+
+def test_it_takes_about_200_bytes_per_dispatch() -> None:
+    outcome = Outcome(dict.fromkeys(range(900), 1.0), {}, True, 0.0)
+    nodes = [(1 << 62) + i for i in range(1000)]
+
+    def line(server_round: int) -> RoundTimeline:
+        recorder = TimelineRecorder()
+        recorder.sent(
+            (Dispatch(i, node, 1, (i,), (1.0,)) for i, node in enumerate(nodes)),
+            lambda node: node,
+            at=0.0,
+        )
+        for key in range(1000):
+            recorder.answered(key, at=1.0 + key)
+        return recorder.timeline(server_round, None, 2.0, outcome, skipped=False)
+
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        lines = [line(server_round) for server_round in range(1, 6)]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert (after - before) / (1000 * len(lines)) < 220
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_only_the_last_ones_are_kept(federation: type[Federation], keep: int) -> None:
+    """Replies that come late to rounds that have been let go change nothing."""
+
+    def behave(index: int, message: Message, reply: Message) -> Answer:
+        first = message.content["config"]["server-round"] == 1
+        return (reply, 0.6) if index == 1 and first else (reply, 0.05)
+
+    strategy = CodedFedAvg(
+        code="uncoded",
+        fraction_evaluate=0.0,
+        deadline=0.3,
+        min_coverage=0.1,
+        keep_timelines=keep,
+    )
+    federation(3, behave=behave).run(strategy, num_rounds=8)
+
+    assert list(strategy.timelines) == list(range(9 - keep, 9))
+    assert len(strategy.round_metrics) == 8
+    assert (
+        sum(int(str(m["replies-late"])) for m in strategy.round_metrics.values()) == 1
+    )
+
+
+def test_at_least_one_is_kept() -> None:
+    with pytest.raises(InvalidInputError, match="'keep_timelines' must be at least 1"):
+        TwoStageCoded(keep_timelines=0)
