@@ -223,12 +223,15 @@ class StagedGrid(GridWrapper):
         -------
         list[Sent or None]
             In the order of `messages`; None where the node is not known any more.
+
+        Raises
+        ------
+        FlowerExtError
+            If a message is too large for what it travels through.
         """
         if not messages:
             return []
-        taken = {i for i in self._grid.push_messages(messages) if i}
-        if not taken and len(messages) > 1:  # too large for one request, perhaps
-            taken = {i for m in messages for i in self._grid.push_messages([m]) if i}
+        taken = self._taken(messages)
         sent: list[Sent | None] = []
         for i, message in enumerate(messages):
             message_id = message.metadata.message_id
@@ -256,6 +259,31 @@ class StagedGrid(GridWrapper):
                 self.fleet[node_id].jobs.add(message_id)
         self._arrivals.add([s for s in sent if s])
         return sent
+
+    def _taken(self, messages: list[Message]) -> set[str]:
+        """Push messages, and return the ids of those that the SuperLink has taken.
+
+        Flower's grid returns an empty id for a node that is not known, and no ids at
+        all where a request was too large (HTTP 413).
+        """
+        ids = list(self._grid.push_messages(messages))
+        if ids:
+            return {i for i in ids if i}
+        if len(messages) > 1:  # one by one they may be small enough
+            return {i for message in messages for i in self._taken([message])}
+        (message,) = messages
+        node_id = message.metadata.dst_node_id
+        if node_id not in self._grid.get_node_ids():  # in a simulation's grid
+            return set()
+        size = content_bytes(message.content) / 1e6
+        raise FlowerExtError(
+            f"A message with {size:.1f} MB of arrays to node {node_id}, which the "
+            "SuperLink knows, was refused as too large. Flower sends arrays in pieces of "
+            "5 MB; what the ServerApp reaches the SuperLink through, a proxy say, lets "
+            "none of that size pass. Raise its limit to 8 MB or more (of nginx: "
+            "client_max_body_size), there and between the SuperLink and its nodes, or "
+            "go without it."
+        )
 
     def receive(self, until: float) -> Arrival | None:
         """Return the next reply, having noted what it tells of its node.
