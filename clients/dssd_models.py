@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from functools import cache
 from os import PathLike
 from typing import Any
@@ -105,7 +106,8 @@ def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel
     weights = records[0].to_torch_state_dict()
     model = getattr(model, "_orig_mod", model)
     weights = {name.removeprefix(_COMPILED): w for name, w in weights.items()}
-    own, load = model.state_dict(), nn.Module.load_state_dict
+    own: dict[str, torch.Tensor] = model.state_dict()
+    load: Callable[..., object] = nn.Module.load_state_dict
     if weights.keys() != own.keys() and hasattr(model, "active_peft_config"):
         # Only whoever uses PEFT has it.
         from peft import (  # noqa: PLC0415

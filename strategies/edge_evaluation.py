@@ -70,6 +70,11 @@ class EdgeEvaluation(InferenceEvaluation[Totals]):
         if self.edge is not None:
             self.edge.check_target(self._large, name)
 
+    @property
+    def slack(self) -> float:
+        """Seconds for which a node waits for an edge that is away."""
+        return 0.0 if self.edge is None else self.edge.patience
+
     def __enter__(self) -> Self:
         """Start the edge, if it is served."""
         if self.edge is not None:

@@ -6,21 +6,93 @@ wait an hour.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from logging import WARNING
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flwr.app import Message
 from flwr.supercore import log
 
-from flower_ext.coding.plan import LEAST_DEADLINE
-from flower_ext.scheduling.history import CompletionHistory
+from flower_ext.strategies.answer_times import AnswerTimes
+from flower_ext.strategies.arrivals import Arrival
 
 if TYPE_CHECKING:
     from flower_ext.strategies.staged_grid import StagedGrid
 
-__all__ = ["EvaluationExchange"]
+__all__ = ["Asked", "EvaluationExchange", "ask"]
+
+
+class Asked(NamedTuple):
+    """What came of asking nodes.
+
+    Parameters
+    ----------
+    arrivals : list[Arrival]
+        The answers in the order in which they came, errors among them.
+    silent : list[int]
+        The nodes that have not answered in time.
+    gone : list[int]
+        Those that the SuperLink did not know, or does not know any more.
+    """
+
+    arrivals: list[Arrival]
+    silent: list[int]
+    gone: list[int]
+
+
+def ask(
+    grid: StagedGrid,
+    messages: list[Message],
+    server_round: int,
+    times: AnswerTimes,
+    timeout: float,
+) -> Asked:
+    """Push messages and wait for the answers, but not for nodes that are gone.
+
+    Parameters
+    ----------
+    grid : StagedGrid
+        Where to push and receive.
+    messages : list[Message]
+        At most one per node.
+    server_round : int
+        The round that they belong to, from 1.
+    times : AnswerTimes
+        How long nodes took to answer this before; told how long they take now.
+    timeout : float
+        Seconds to wait at most, by the grid's clock.
+    """
+    start = grid.now
+    sent = grid.push(messages, server_round)
+    gone = [
+        message.metadata.dst_node_id
+        for message, entry in zip(messages, sent, strict=True)
+        if entry is None
+    ]
+    waiting = {entry.message_id: entry.node_id for entry in sent if entry}
+    times.begin(waiting.values())
+    arrivals: list[Arrival] = []
+    listed: set[int] = set()  # a node that has just come is not yet
+    while waiting:
+        # Under a virtual clock the answers take no time, and who has not answered when
+        # it stands still never will.
+        limit = 0.0 if grid.virtual else min(times.deadline, timeout)
+        arrival = grid.receive(start + limit)
+        listed.update(node for node in waiting.values() if node in grid.fleet)
+        if arrival is None:
+            if grid.now >= start + limit:
+                break
+            for message_id, node in list(waiting.items()):
+                if node in listed and node not in grid.fleet:
+                    gone.append(waiting.pop(message_id))
+        elif arrival.sent.message_id in waiting:
+            node = waiting.pop(arrival.sent.message_id)
+            arrivals.append(arrival)
+            if not arrival.message.has_error():
+                times.answered(node, grid.now - start)
+        else:
+            grid.note_late(arrival)
+    return Asked(arrivals, list(waiting.values()), gone)
 
 
 class EvaluationExchange:
@@ -34,8 +106,7 @@ class EvaluationExchange:
     """
 
     def __init__(self, deadline: float | None) -> None:
-        self._given = deadline
-        self._history = CompletionHistory()
+        self._times = AnswerTimes(deadline)
         self._round = 0
 
     def run(
@@ -60,25 +131,10 @@ class EvaluationExchange:
         if not messages:  # as of a round that is done already when a run goes on
             return []
         self._round += 1
-        asked = grid.push(messages, self._round)
-        waiting = {s.message_id for s in asked if s}
-        start, count = grid.now, len(waiting)
-        replies: list[Message] = []
-        deadline = self._deadline([s.node_id for s in asked if s])
-        known = deadline < math.inf
-        while waiting:
-            # Under a virtual clock an evaluation takes no time.
-            end = start if grid.virtual else start + min(deadline, timeout)
-            arrival = grid.receive(end)
-            if arrival is None:
-                if grid.virtual or grid.now >= end:
-                    break
-                continue
-            if arrival.sent.message_id not in waiting:
-                grid.note_late(arrival)
-                continue
-            at = grid.now - start
-            waiting.discard(arrival.sent.message_id)
+        start = grid.now
+        done = ask(grid, messages, self._round, self._times, timeout)
+        replies = []
+        for arrival in done.arrivals:
             if arrival.message.has_error():
                 # Named here: of errors made by the SuperLink, the message has no node.
                 log(
@@ -88,40 +144,27 @@ class EvaluationExchange:
                     arrival.message.error.code,
                     arrival.message.error.reason,
                 )
-                continue
-            replies.append(arrival.message)
-            self._history.completed(arrival.sent.node_id, self._round, 1, at, at)
-            if not known:
-                patience = 3.0 if 2 * len(replies) >= count else 20.0
-                deadline = max(LEAST_DEADLINE, patience * at)
-        if waiting:
+            else:
+                replies.append(arrival.message)
+        if missing := len(done.silent) + len(done.gone):
             log(
                 WARNING,
-                "evaluate: %d of %d nodes did not answer within %.1f s",
-                len(waiting),
-                count,
+                "evaluate: %d of %d nodes did not answer within %.1f s%s",
+                missing,
+                len(messages),
                 grid.now - start,
+                f", {len(done.gone)} of them are gone" if done.gone else "",
             )
         return replies
 
     def state(self) -> dict[str, Any]:
         """Return how long evaluations took, for :meth:`restore` in another process."""
-        return {"history": self._history.state(), "round": self._round}
+        return self._times.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take the place of what :meth:`state` was asked of."""
-        self._history.restore(state["history"])
-        self._round = state["round"]
+        self._times.restore(state)
 
     def rename(self, names: Mapping[int, int]) -> None:
         """Know nodes by other ids, each of `names` by what it maps to."""
-        self._history.rename(names)
-
-    def _deadline(self, node_ids: list[int]) -> float:
-        """Return the seconds that these nodes are given, inf if nothing is known."""
-        if self._given is not None:
-            return self._given
-        if not len(self._history) or not node_ids:
-            return math.inf
-        seconds, _ = self._history.typical(node_ids, self._round)
-        return max(LEAST_DEADLINE, 3 * float(seconds.max()))
+        self._times.rename(names)

@@ -104,7 +104,7 @@ class RunningEdge:
         self.address = address
         self._plaintext = plaintext
         self._root = _root(root_certificates, plaintext)
-        self._waiting = _waiting(timeout, patience)
+        self.timeout, self.patience = _checked(timeout, patience)
         self._shared = tokens if isinstance(tokens, str) else None
         self._tokens = (
             None
@@ -124,7 +124,12 @@ class RunningEdge:
         if self._tokens is not None:
             token = self._tokens.of(node_id)
         return EdgeAccess(
-            self.address, token, self._root, self._plaintext, *self._waiting
+            self.address,
+            token,
+            self._root,
+            self._plaintext,
+            self.timeout,
+            self.patience,
         )
 
     def check_target(self, target: str | None, parameter: str) -> None:
@@ -216,7 +221,7 @@ class ServedEdge:
         self._reached_at = reached_at or host
         self._plaintext = plaintext
         self._root = _root(root_certificates, plaintext)
-        self._waiting = _waiting(timeout, patience)
+        self.timeout, self.patience = _checked(timeout, patience)
         self._dtype, self._device = dtype, device
         self._options = {
             "host": host,
@@ -245,7 +250,8 @@ class ServedEdge:
             self._tokens.of(node_id),
             self._root,
             self._plaintext,
-            *self._waiting,
+            self.timeout,
+            self.patience,
         )
 
     def check_target(self, target: str | None, parameter: str) -> None:
@@ -377,7 +383,7 @@ def _root(source: Pem | None, plaintext: bool) -> bytes:
         ) from error
 
 
-def _waiting(timeout: float, patience: float) -> tuple[float, float]:
+def _checked(timeout: float, patience: float) -> tuple[float, float]:
     """Return how long nodes wait, checked."""
     if not 0 < timeout < math.inf:
         raise InvalidInputError(f"timeout must be above 0 seconds, got {timeout}.")

@@ -35,8 +35,11 @@ class InferenceEvaluation(ABC, Generic[Measured]):
         Ask in every round whose number this divides; at least 1.
     timeout : float | None (default: None)
         Seconds after which a round goes on without those that have not answered; None:
-        what the run gives its rounds. On a coded strategy's virtual clock the run's
-        holds always.
+        three times as long as they took in earlier rounds, at least ten, and as long as
+        an edge may be waited for; in the first round three times as long as the first
+        half, and until half have answered twenty times as long as those that have. What
+        the run gives its rounds is the most, and holds alone on a coded strategy's
+        virtual clock. Nodes that are gone are not waited for.
     seed : int (default: 0)
         The run seed that all random choices follow from, at least 0.
     prefix : str | None (default: None)
@@ -81,6 +84,11 @@ class InferenceEvaluation(ABC, Generic[Measured]):
         self.seed = check_count("seed", seed, low=0)
         self.prefix = f"{self.action}." if prefix is None else prefix
         self.if_all_fail = if_all_fail
+
+    @property
+    def slack(self) -> float:
+        """Seconds that a node may take longer than usual, for reasons not its own."""
+        return 0.0
 
     def __enter__(self) -> Self:
         """Provide what the evaluation needs while a run lasts."""

@@ -9,11 +9,14 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from flower_ext.strategies.answer_times import AnswerTimes
+from flower_ext.strategies.evaluation_exchange import ask
 from flower_ext.strategies.poller import ReplyPoller
 from flower_ext.strategies.staged_grid import StagedGrid
 
 __all__ = ["Answer", "choose_nodes", "exchange"]
 
+_LIST_EVERY = 2.0  # seconds between two looks at who is there
 _LOST = "the SuperLink does not know the node any more"
 
 
@@ -67,9 +70,13 @@ def choose_nodes(
 
 
 def exchange(
-    grid: Grid, messages: list[Message], server_round: int, timeout: float
+    grid: Grid,
+    messages: list[Message],
+    server_round: int,
+    times: AnswerTimes,
+    timeout: float,
 ) -> list[Answer]:
-    """Send messages and wait for their replies.
+    """Send messages and wait for their replies, but not for nodes that are gone.
 
     Parameters
     ----------
@@ -79,6 +86,8 @@ def exchange(
         At most one per node.
     server_round : int
         The round that they belong to, from 1.
+    times : AnswerTimes
+        How long nodes took to answer this in the run's earlier rounds.
     timeout : float
         Seconds to wait at most.
 
@@ -89,10 +98,12 @@ def exchange(
     """
     nodes = [message.metadata.dst_node_id for message in messages]
     if isinstance(grid, StagedGrid):
-        replies, lost = _by_stages(grid, messages, server_round, timeout)
+        asked = ask(grid, messages, server_round, times, timeout)
+        replies = {a.sent.node_id: a.message for a in asked.arrivals}
+        lost = set(asked.gone)
     else:
-        replies, lost = _by_polling(grid, messages, timeout)
-    late = f"no answer within {timeout:g} s"
+        replies, lost = _by_polling(grid, messages, times, timeout)
+    late = f"no answer within {min(times.deadline, timeout):.3g} s"
     return [
         _answer(node, replies.get(node), _LOST if node in lost else late)
         for node in nodes
@@ -112,7 +123,9 @@ def _answer(node_id: int, reply: Message | None, otherwise: str) -> Answer:
 _Replies = tuple[dict[int, Message], set[int]]
 
 
-def _by_polling(grid: Grid, messages: list[Message], timeout: float) -> _Replies:
+def _by_polling(
+    grid: Grid, messages: list[Message], times: AnswerTimes, timeout: float
+) -> _Replies:
     """Exchange messages on a grid of Flower's."""
     taken = set(grid.push_messages(messages))
     nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
@@ -121,40 +134,29 @@ def _by_polling(grid: Grid, messages: list[Message], timeout: float) -> _Replies
     replies: dict[int, Message] = {}
     poller = ReplyPoller(grid)
     poller.add(waiting)
-    end = time.monotonic() + timeout
+    times.begin(waiting.values())
+    begin = looked = time.monotonic()
     try:
-        while waiting and (left := end - time.monotonic()) > 0:
-            found = poller.get(left)
-            if found is not None:
-                replies[waiting.pop(found[0])] = found[1]
+        while waiting:
+            now = time.monotonic()
+            left = begin + min(times.deadline, timeout) - now
+            if left <= 0:
+                break
+            if now - looked >= _LIST_EVERY:
+                looked = now
+                listed = set(grid.get_node_ids())
+                for message_id, node in list(waiting.items()):
+                    if node not in listed:
+                        poller.drop(message_id)
+                        lost.add(waiting.pop(message_id))
+                continue
+            found = poller.get(min(left, _LIST_EVERY))
+            if found is None:
+                continue
+            node = waiting.pop(found[0])
+            replies[node] = found[1]
+            if not found[1].has_error():
+                times.answered(node, time.monotonic() - begin)
     finally:
         poller.close()
-    return replies, lost
-
-
-def _by_stages(
-    grid: StagedGrid, messages: list[Message], server_round: int, timeout: float
-) -> _Replies:
-    """Exchange messages on a grid that keeps account of who is busy."""
-    begin = grid.now
-    sent = grid.push(messages, server_round)
-    lost = {
-        message.metadata.dst_node_id
-        for message, entry in zip(messages, sent, strict=True)
-        if entry is None
-    }
-    waiting = {entry.message_id for entry in sent if entry}
-    # A virtual clock stands still, and tells by itself that nothing more will come.
-    end = begin if grid.virtual else begin + timeout
-    replies: dict[int, Message] = {}
-    while waiting:
-        arrival = grid.receive(end)
-        if arrival is None:
-            if grid.virtual or grid.now >= end:
-                break
-        elif arrival.sent.message_id in waiting:
-            waiting.discard(arrival.sent.message_id)
-            replies[arrival.sent.node_id] = arrival.message
-        else:
-            grid.note_late(arrival)
     return replies, lost

@@ -278,9 +278,9 @@ class StagedGrid(GridWrapper):
         size = content_bytes(message.content) / 1e6
         raise FlowerExtError(
             f"A message with {size:.1f} MB of arrays to node {node_id}, which the "
-            "SuperLink knows, was refused as too large. Flower sends arrays in pieces of "
-            "5 MB; what the ServerApp reaches the SuperLink through, a proxy say, lets "
-            "none of that size pass. Raise its limit to 8 MB or more (of nginx: "
+            "SuperLink knows, was refused as too large. Flower sends arrays in pieces "
+            "of 5 MB; what lies between the ServerApp and the SuperLink, a proxy say, "
+            "lets none of that size pass. Raise its limit to 8 MB or more (of nginx: "
             "client_max_body_size), there and between the SuperLink and its nodes, or "
             "go without it."
         )

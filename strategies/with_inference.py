@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
 from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.strategies.answer_times import AnswerTimes
 from flower_ext.strategies.inference_evaluation import InferenceEvaluation
 from flower_ext.strategies.inference_round import Answer, choose_nodes, exchange
 from flower_ext.strategies.taken_over import taken_over
@@ -96,6 +97,7 @@ class WithInference(Strategy):
         self.evaluations = evaluations
         self.inference_metrics: dict[int, MetricRecord] = {}
         self._timeout = 0.0
+        self._times: dict[str, AnswerTimes] = {}  # by prefix
         self._round: _Round | None = None
         self._own: dict[str, Callable[..., Any]] = {}
 
@@ -114,6 +116,9 @@ class WithInference(Strategy):
         """Execute the strategy; parameters as in Flower."""
         self.inference_metrics.clear()
         self._timeout = timeout
+        self._times = {
+            e.prefix: AnswerTimes(e.timeout, e.slack) for e in self.evaluations
+        }
         with ExitStack() as stack:
             for evaluation in self.evaluations:
                 stack.enter_context(evaluation)
@@ -129,11 +134,14 @@ class WithInference(Strategy):
             )
 
     def checkpoint(self) -> dict[str, Any]:
-        """Return what another process needs to go on: evaluations remember nothing."""
-        return {}
+        """Return what another process needs to go on: how long nodes take to answer."""
+        return {"times": {name: times.state() for name, times in self._times.items()}}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`checkpoint`, in a run that has begun."""
+        for name, times in self._times.items():
+            if name in state["times"]:
+                times.restore(state["times"][name])
 
     def left_behind(self, server_round: int) -> dict[str, Any]:
         """Return what was measured in a round, for :meth:`put_back`."""
@@ -232,7 +240,8 @@ class WithInference(Strategy):
                     group_id=str(now.server_round),
                 )
             )
-        for answer in exchange(now.grid, messages, now.server_round, timeout):
+        times = self._times[evaluation.prefix]
+        for answer in exchange(now.grid, messages, now.server_round, times, timeout):
             try:
                 measured.append(_read(evaluation, answer))
             except InvalidInputError as error:

@@ -28,16 +28,16 @@ def unwrapped(model: Any) -> Any:
     InvalidInputError
         If an adapter puts tokens of its own before the prompt.
     """
-    if isinstance(model, nn.Module) and hasattr(model, "_orig_mod"):
-        model = model._orig_mod
-    if isinstance(model, nn.Module) and hasattr(model, "peft_config"):
-        if not hasattr(model, "get_base_model"):
-            return model
-        if model.active_peft_config.is_prompt_learning:
-            raise InvalidInputError(
-                f"{type(model).__name__} puts {type(model.active_peft_config).__name__}"
-                " tokens before every prompt, which token ids cannot tell: use an "
-                "adapter in the layers, as LoRA."
-            )
-        return model.get_base_model()
-    return model
+    if not isinstance(model, nn.Module):
+        return model
+    found: Any = getattr(model, "_orig_mod", model)
+    if not hasattr(found, "active_peft_config"):
+        return found
+    adapter = found.active_peft_config
+    if adapter.is_prompt_learning:
+        raise InvalidInputError(
+            f"{type(found).__name__} puts {type(adapter).__name__} tokens before every "
+            "prompt, which token ids cannot tell: use an adapter in the layers, as "
+            "LoRA."
+        )
+    return found.get_base_model()

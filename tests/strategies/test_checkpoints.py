@@ -286,7 +286,7 @@ def test_how_long_evaluations_take_is_remembered(
     logged: pytest.LogCaptureFixture,
 ) -> None:
     """Where all are silent, only the history says when an evaluation is to end."""
-    monkeypatch.setattr("flower_ext.strategies.evaluation_exchange.LEAST_DEADLINE", 0.3)
+    monkeypatch.setattr("flower_ext.strategies.answer_times.LEAST_DEADLINE", 0.3)
     silent = False
 
     def behave(index: int, message: Message, reply: Message) -> Message | None:

@@ -66,7 +66,7 @@ def test_hanging_evaluator_is_left_behind_at_the_deadline(
 def test_deadline_of_evaluation_comes_from_the_first_replies(
     federation: type[Federation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flower_ext.strategies.evaluation_exchange.LEAST_DEADLINE", 0.3)
+    monkeypatch.setattr("flower_ext.strategies.answer_times.LEAST_DEADLINE", 0.3)
 
     def behave(index: int, message: Message, reply: Message) -> Answer:
         return None if is_evaluation(message) and index > 0 else (reply, 0.01)

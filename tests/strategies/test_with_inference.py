@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from flwr.serverapp.strategy import (
 )
 
 from flower_ext.clients import CodedClientApp, DSSDTask
+from flower_ext.coding.plan import LEAST_DEADLINE
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.speculative.evaluation import DSSD_KEY
 from flower_ext.speculative.latency import LatencyHistogram
@@ -235,6 +237,58 @@ def test_a_silent_node_is_waited_for_no_longer_than_said(
 
     assert metrics["dssd.num-nodes"] == 2
     assert metrics["dssd.num-failures"] == 1
+
+
+@pytest.mark.parametrize("make", [FedAvg, TwoStageCoded])
+def test_a_node_that_is_gone_is_not_waited_for(
+    make: Callable[[], Strategy],
+    make_nodes: MakeNodes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nodes = make_nodes(3)
+    answer = nodes.grid.handler
+
+    def handler(message: Message) -> tuple[Message | None, float]:
+        node = message.metadata.dst_node_id
+        if node == 102 and message.metadata.message_type == "evaluate.dssd":
+            nodes.grid.nodes.remove(node)
+            return None, 0.0
+        return answer(message)
+
+    nodes.grid.handler = handler
+    begin = time.monotonic()
+    metrics = told(nodes.run(WithInference(make(), evaluation())))
+
+    assert metrics["dssd.num-nodes"] == 2
+    assert metrics["dssd.num-failures"] == 1
+    assert "does not know the node any more" in caplog.text
+    assert time.monotonic() - begin < LEAST_DEADLINE
+
+
+@pytest.mark.parametrize("make", [FedAvg, TwoStageCoded])
+def test_a_silent_node_is_waited_for_as_long_as_others_took(
+    make: Callable[[], Strategy],
+    make_nodes: MakeNodes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("flower_ext.strategies.answer_times.LEAST_DEADLINE", 0.5)
+    nodes = make_nodes(3)
+    answer = nodes.grid.handler
+
+    def handler(message: Message) -> tuple[Message | None, float]:
+        if message.metadata.message_type != "evaluate.dssd":
+            return answer(message)
+        config: Any = message.content[DSSD_KEY]
+        silent = message.metadata.dst_node_id == 102 and config["server-round"] == 2
+        return (None, 0.0) if silent else answer(message)
+
+    nodes.grid.handler = handler
+    result = nodes.run(WithInference(make(), evaluation()), num_rounds=2)
+
+    assert told(result, 1)["dssd.num-nodes"] == 3
+    assert told(result, 2)["dssd.num-nodes"] == 2
+    assert "node 102 failed: no answer within" in caplog.text
 
 
 @pytest.mark.parametrize("make", [FedAvg, TwoStageCoded])
