@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import shutil
 import signal
@@ -108,7 +109,8 @@ def run(options: argparse.Namespace) -> int:
                 over.wait()
             asked = {key: value for key, value in edge.items() if key in app_keys}
             configs = [as_config(asked), *options.run_config]
-            result = federation.run(str(app), " ".join(filter(None, configs)) or None)
+            config = " ".join(filter(None, configs)) or None
+            result = federation.run(str(app), config, timeout=math.inf)
         except KeyboardInterrupt:
             with suppress(OSError):  # The terminal may be closed.
                 print("Ending the federation", flush=True)

@@ -419,7 +419,7 @@ class LocalFederation:
         stream : bool (default: True)
             Whether to print the run's log meanwhile.
         timeout : float (default: 600.0)
-            Seconds that the run may take if nothing is printed.
+            Seconds that the run may take; ``math.inf``: as long as it takes.
 
         Returns
         -------
@@ -432,7 +432,7 @@ class LocalFederation:
             If the run cannot be started, or does not end in time.
         """
         run = self.start_run(app, run_config)
-        return run.follow() if stream else run.wait(timeout)
+        return run.follow(timeout) if stream else run.wait(timeout)
 
     def start_run(
         self, app: str | Path, run_config: Mapping[str, Value] | str | None = None

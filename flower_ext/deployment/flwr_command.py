@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,8 +55,16 @@ class FlwrCommand:
             ["flwr", "log", str(run_id), self._connection, "--show"]
         ).stdout
 
-    def follow_log(self, run_id: int) -> str:
-        """Print a run's log as it grows, and return it when the run has ended."""
+    def follow_log(self, run_id: int, timeout: float) -> str:
+        """Print a run's log as it grows; return it when the run or the time has ended.
+
+        Parameters
+        ----------
+        run_id : int
+            Flower's number of the run.
+        timeout : float
+            Seconds.
+        """
         lines = []
         with subprocess.Popen(
             [program("flwr"), "log", str(run_id), self._connection, "--stream"],
@@ -66,11 +75,16 @@ class FlwrCommand:
             text=True,
         ) as process:
             assert process.stdout is not None
+            clock = threading.Timer(
+                min(timeout, threading.TIMEOUT_MAX), process.terminate
+            )
+            clock.start()
             try:
                 for line in process.stdout:
                     print(line, end="", flush=True)
                     lines.append(line)
             finally:
+                clock.cancel()
                 # It would go on after an interrupt, and be waited for.
                 process.terminate()
         return "".join(lines)

@@ -105,7 +105,7 @@ class Run:
         Raises
         ------
         FlowerExtError
-            If it has not ended by then.
+            If it has not ended by then; it goes on.
         """
         until = time.monotonic() + timeout
         while not (found := self.status())[0].startswith("finished"):
@@ -117,10 +117,31 @@ class Run:
             time.sleep(_PAUSE)  # Each question is a process of its own.
         return RunResult(self.run_id, *found, self.log())
 
-    def follow(self) -> RunResult:
-        """Print the ServerApp's log as it grows, until the run has ended."""
-        log = self._flwr.follow_log(self.run_id)
+    def follow(self, timeout: float = 600.0) -> RunResult:
+        """Print the ServerApp's log as it grows, until the run has ended.
+
+        Parameters
+        ----------
+        timeout : float (default: 600.0)
+            Seconds; ``math.inf``: as long as it takes.
+
+        Returns
+        -------
+        RunResult
+            How it has ended.
+
+        Raises
+        ------
+        FlowerExtError
+            If it has not ended by then; it goes on.
+        """
+        until = time.monotonic() + timeout
+        log = self._flwr.follow_log(self.run_id, timeout)
         # The log can end a moment before the status changes.
         while not (found := self.status())[0].startswith("finished"):
-            pass
+            if time.monotonic() > until:
+                raise FlowerExtError(
+                    f"Run {self.run_id} is {found[0]} after {timeout:g} s, and goes "
+                    "on: end it with stop(), or give it a longer timeout."
+                )
         return RunResult(self.run_id, *found, log)

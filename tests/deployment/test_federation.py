@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,6 +140,28 @@ def test_a_failed_run_is_told_with_its_log(federation: LocalFederation) -> None:
 def test_a_run_that_flower_refuses_says_why(federation: LocalFederation) -> None:
     with pytest.raises(FlowerExtError, match="Invalid run configuration"):
         federation.run(EXPERIMENTS / "two_stage_coded", {"no-such-key": 1})
+
+
+def test_a_run_that_takes_too_long_is_told_and_can_be_stopped(
+    federation: LocalFederation, tmp_path: Path
+) -> None:
+    app = write_app(tmp_path / "app")
+    with (app / "lists" / "app.py").open("a") as file:
+        file.write("    import time\n    time.sleep(600)\n")
+    run = federation.start_run(app)
+    until = time.monotonic() + 60
+    while "found Uncoded" not in run.log() and time.monotonic() < until:
+        time.sleep(0.5)
+
+    for wait in (run.follow, run.wait):
+        with pytest.raises(
+            FlowerExtError, match=f"Run {run.run_id} is running after 1 s"
+        ):
+            wait(1.0)
+    assert "flwr" not in federation.processes().values()
+    assert federation.serverapp_pids()
+    run.stop()
+    assert run.follow().status == "finished:stopped"
 
 
 def test_an_unregistered_node_is_refused(
