@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from flower_ext.deployment import LocalFederation
 from flower_ext.deployment.parts import program
 from flower_ext.deployment.processes import end_marked, marked, start
 from flower_ext.errors import FlowerExtError, InvalidInputError
+from tests.deployment.lists_flower_ext import write_app
 
 
 @contextmanager
@@ -92,6 +94,30 @@ def test_the_command_ends_everything_when_it_is_told_to(
     assert f"FLWR_HOME={folder}/flwr-home flwr run APP federation --stream" in said
     assert (status, rest) == (0, "Ending the federation\n")
     assert left == {}
+    assert not folder.exists()
+
+
+@pytest.mark.faults
+def test_an_app_that_ends_leaves_nothing(tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app")
+    made = tmp_path / "made"
+    made.mkdir()
+    options = ["--nodes", "1", "--tls", "--run", str(app)]
+    with command_of(*options, TMPDIR=str(made)) as command:
+        said = read_until(command, "Starting a federation")
+        folder = Path(said.partition("its logs go to ")[2].strip())
+        try:
+            assert command.stdout is not None
+            rest = command.stdout.read()
+            status = command.wait(timeout=60)
+            left = marked(folder)
+        finally:
+            end_marked(folder, patience=0)
+
+    assert folder.parent == made
+    assert "found Uncoded" in rest
+    assert re.search(r"^Run \d+ has completed$", rest, re.MULTILINE)
+    assert (status, left) == (0, {})
     assert not folder.exists()
 
 
