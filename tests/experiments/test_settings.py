@@ -55,6 +55,13 @@ def test_every_key_is_documented(run_config: RunConfig, app_folder: Path) -> Non
         ("device-profile", "flash", "an absolute path"),
         ("battery-joules", 100.0, "need a 'device-profile'"),
         ("train-examples", -1, "at least 0"),
+        ("verify-replies", 5, "at most 4"),
+        (
+            "verify-replies",
+            1,
+            "uncoded and ignore-stragglers compute no partition twice",
+        ),
+        ("verify-replies", 1, "-c 'strategies=\"two-stage,cyclic,fractional\"'"),
     ],
 )
 def test_a_bad_value_is_named_with_the_fix(
@@ -64,6 +71,17 @@ def test_a_bad_value_is_named_with_the_fix(
         Settings.from_run_config({**run_config, key: value})
     assert f"'{key}'" in str(caught.value)
     assert named in str(caught.value)
+
+
+def test_single_stage_codes_verify_as_much_as_they_tolerate(
+    run_config: RunConfig,
+) -> None:
+    coded = {**run_config, "strategies": "two-stage,cyclic", "verify-replies": 2}
+    assert Settings.from_run_config(coded).verify_replies == 2
+    with pytest.raises(InvalidInputError, match="at most stragglers, which is 1"):
+        Settings.from_run_config({**coded, "stragglers": 1})
+    alone = {**coded, "stragglers": 1, "strategies": "two-stage"}
+    assert Settings.from_run_config(alone).verify_replies == 2
 
 
 def test_an_unknown_key_is_named_with_the_nearest(run_config: RunConfig) -> None:

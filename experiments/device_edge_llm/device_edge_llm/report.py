@@ -85,6 +85,10 @@ class RoundRecord:
         1 if too little came back and the drafter was kept, else 0.
     inference : Inference
         Of the new drafter, on the nodes that were not late.
+    verified : int, optional
+        1 if the whole update is verified, else 0; None if replies are not verified.
+    liars : int, optional
+        Nodes that were named and left out.
     """
 
     server_round: int
@@ -95,8 +99,10 @@ class RoundRecord:
     coverage: float
     skipped: int
     inference: Inference
+    verified: int | None = None
+    liars: int | None = None
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, float | None]:
         """Return all of it as named numbers."""
         found = asdict(self)
         return found | found.pop("inference")

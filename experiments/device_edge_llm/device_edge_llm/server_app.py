@@ -134,6 +134,7 @@ def train(
     coded = TwoStageCoded(
         num_partitions=settings.num_partitions,
         stragglers=settings.stragglers,
+        verify_replies=settings.verify_replies,
         clock="virtual",
         seed=settings.seed,
         fraction_evaluate=0.0,
@@ -190,6 +191,8 @@ def train(
                 coverage=measured["coverage"],
                 skipped=measured["skipped"],
                 inference=Inference.from_metrics(found, evaluation.prefix),
+                verified=measured.get("verified"),
+                liars=measured.get("liars"),
             )
         )
         answers.extend(

@@ -21,6 +21,7 @@ LONGEST_PUBLIC = 384
 PROTOCOLS = ("dssd-candidates", "dssd", "dsd")
 LONGEST_DRAFT = 256
 MOST_NEW_TOKENS = 512
+MOST_VERIFIED = 4
 
 Value = str | int | float | bool
 
@@ -40,6 +41,7 @@ class Settings:
     num_nodes: int
     num_partitions: int
     stragglers: int
+    verify_replies: int
     partition_seconds: float
     speed_sigma: float
     upload_seconds: float
@@ -141,6 +143,11 @@ class Settings:
         if not 0 <= self.stragglers < self.num_nodes:
             wanted = f"at least 0 and less than num-nodes, which is {self.num_nodes}"
             raise _refused("stragglers", self.stragglers, wanted, self.num_nodes // 2)
+        if self.verify_replies and self.inference == EDGEPROMPT:
+            raise InvalidInputError(
+                "Run-config key 'verify-replies' is for training, and "
+                f"inference={EDGEPROMPT!r} trains nothing: leave it at 0."
+            )
         self._check_data()
         self._check_edge()
         self._check_blocks()
@@ -172,6 +179,7 @@ class Settings:
             ("num_server_rounds", 1, None, 6),
             ("num_nodes", 1, None, 8),
             ("num_partitions", 1, None, 12),
+            ("verify_replies", 0, MOST_VERIFIED, 1),
             ("batch_size", 1, None, 8),
             ("local_steps", 1, None, 6),
             ("texts_per_partition", 1, None, 16),

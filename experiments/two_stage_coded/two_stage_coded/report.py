@@ -49,6 +49,10 @@ class RoundRecord:
         Share of the training examples that the update is made of.
     skipped : int
         1 if too little came back and the model was kept, else 0.
+    verified : int, optional
+        1 if the whole update is verified, else 0; None if replies are not verified.
+    liars : int, optional
+        Nodes that were named and left out.
     energy_joules : float, optional
         What the devices spent on the round, work after decoding included.
     airtime_seconds : float, optional
@@ -71,6 +75,8 @@ class RoundRecord:
     redundancy: float
     coverage: float
     skipped: int
+    verified: int | None = None
+    liars: int | None = None
     energy_joules: float | None = None
     airtime_seconds: float | None = None
     battery_lowest_joules: float | None = None

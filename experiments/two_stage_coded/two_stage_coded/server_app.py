@@ -79,6 +79,7 @@ def make_strategy(name: str, settings: Settings) -> CodedStrategy:
         "fraction_evaluate": 0.0,
         "min_available_nodes": settings.num_nodes,
         "network": make_network(settings),
+        "verify_replies": settings.verify_replies,
     }
     if name == "two-stage":
         return TwoStageCoded(
@@ -182,6 +183,8 @@ def record_round(
         redundancy=measured["redundancy"],
         coverage=measured["coverage"],
         skipped=measured["skipped"],
+        verified=measured.get("verified"),
+        liars=measured.get("liars"),
         energy_joules=measured.get("energy-joules"),
         airtime_seconds=measured.get("airtime-seconds"),
         battery_lowest_joules=measured.get("battery-lowest-joules"),
@@ -246,6 +249,7 @@ def warm_up(grid: Grid, settings: Settings) -> None:
     one_round = replace(
         settings,
         num_server_rounds=1,
+        verify_replies=0,
         tensorboard_dir="",
         checkpoint_dir="",
         resume_from="",

@@ -19,6 +19,8 @@ STRATEGIES = (
     "uncoded",
     "ignore-stragglers",
 )
+UNVERIFIED = ("uncoded", "ignore-stragglers")  # no partition is computed twice
+MOST_VERIFIED = 4
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 SPLITS = ("iid", "dirichlet")
 CLOCKS = ("virtual", "wall")
@@ -44,6 +46,7 @@ class Settings:
     num_nodes: int
     num_partitions: int
     stragglers: int
+    verify_replies: int
     clock: str
     partition_seconds: float
     speed_sigma: float
@@ -161,6 +164,7 @@ class Settings:
                 f"that is one of {', '.join(map(str, fits))}",
                 min(fits, key=lambda s: abs(s - self.stragglers)),
             )
+        self._check_verification()
         self._check_data()
         self._check_edge()
         self._check_resumption()
@@ -204,6 +208,31 @@ class Settings:
         if not self.results_dir.strip():
             wanted = "the path of a folder"
             raise _refused("results_dir", "", wanted, "results/two_stage_coded")
+
+    def _check_verification(self) -> None:
+        """Check that the strategies can verify replies."""
+        wanted = self.verify_replies
+        if not 0 <= wanted <= MOST_VERIFIED:
+            expected = f"an integer of at least 0 and at most {MOST_VERIFIED}"
+            raise _refused("verify_replies", wanted, expected, 1)
+        if not wanted:
+            return
+        if unfit := [name for name in self.names if name in UNVERIFIED]:
+            rest = [name for name in self.names if name not in UNVERIFIED]
+            raise InvalidInputError(
+                f"Run-config key 'verify-replies' is {wanted}, but of the strategies "
+                f"{' and '.join(unfit)} compute no partition twice, and have nothing "
+                "to verify by. Leave them out: "
+                f"-c 'strategies=\"{','.join(rest) or 'two-stage'}\"'."
+            )
+        if self.names != ("two-stage",) and self.stragglers < wanted:
+            raise _refused(
+                "verify_replies",
+                wanted,
+                f"at most stragglers, which is {self.stragglers}, for every strategy "
+                "but 'two-stage'",
+                self.stragglers,
+            )
 
     def _check_data(self) -> None:
         """Check that the data-dir is one that every process finds."""

@@ -79,6 +79,26 @@ def test_acceptance_rises_with_federated_training(
     assert "on the same 12 prompts" in told
 
 
+def test_replies_are_verified_where_that_is_wanted(
+    make_context: Callable[..., Context], tmp_path: Path
+) -> None:
+    context = make_context(
+        verify_replies=1,
+        num_nodes=3,
+        num_partitions=3,
+        num_server_rounds=1,
+        max_new_tokens=8,
+        prompts_per_node=1,
+        local_steps=1,
+        straggler_probability=0.0,
+    )
+    main(make_grid(context, 3), context)
+
+    (found,) = json.loads((tmp_path / "results" / "results.json").read_text())["rounds"]
+    assert (found["verified"], found["liars"]) == (1, 0)
+    assert found["redundancy"] >= 2
+
+
 def test_answers_come_faster_once_the_public_text_is_kept(
     make_context: Callable[..., Context],
     tmp_path: Path,

@@ -31,6 +31,7 @@ def test_every_key_is_documented(run_config: RunConfig, app_folder: Path) -> Non
         ("drafting-ahead", 1, "type bool"),
         ("stragglers", 8, "less than num-nodes, which is 8"),
         ("straggler-probability", 2.0, "at most 1"),
+        ("verify-replies", -1, "at least 0 and at most 4"),
         ("start", "weak", "-c 'start=\"weakened\"'"),
         ("loss", "nexttoken", "-c 'loss=\"next-token\"'"),
         ("data", "shakespeare", "-c 'data=\"tinyshakespeare\"'"),
@@ -59,6 +60,13 @@ def test_a_bad_value_is_named_with_the_fix(
         Settings.from_run_config({**run_config, key: value})
     assert f"'{key}'" in str(caught.value)
     assert named in str(caught.value)
+
+
+def test_what_trains_nothing_verifies_nothing(run_config: RunConfig) -> None:
+    verified = {**run_config, "verify-replies": 1}
+    assert Settings.from_run_config(verified).verify_replies == 1
+    with pytest.raises(InvalidInputError, match="'verify-replies' is for training"):
+        Settings.from_run_config({**verified, "inference": "edgeprompt"})
 
 
 def test_an_unknown_key_is_named_with_the_nearest(run_config: RunConfig) -> None:
