@@ -78,8 +78,9 @@ def infer(
     InvalidInputError
         As :meth:`EdgePromptTask.__call__`.
     FlowerExtError
-        If a prompt cannot be answered; why is in the node's log alone, as an error goes
-        to the server and might tell of the prompt.
+        If no prompt is left when those that the model does not take are refused, or the
+        model fails on one; why is in the node's log alone, as an error goes to the
+        server and might tell of the prompt.
     """
     request = request_in(content)
     prompts = task.prompts_for(context)
@@ -103,8 +104,18 @@ def infer(
         for index, prompt in enumerate(prompts):
             seed = seed_of(request.seed, request.server_round, context, index)
             with _not_told():
-                hierarchy = _hierarchy(task, request, loaded, prompt)
-                totals += _answer(engine, hierarchy, request, seed)
+                number = f"{index + 1} of {len(prompts)}"
+                hierarchy = _taken(task, request, loaded, prompt, number)
+                if hierarchy is None:
+                    totals += _refuse(engine, shared, request)
+                else:
+                    totals += _answer(engine, hierarchy, request, seed)
+    if not totals.num_prompts:
+        raise FlowerExtError(
+            "No prompt of the node could be answered: all are refused. The node's log "
+            "says why of each; those that are too long need a shorter shared text, or "
+            "a lower max_new_tokens."
+        )
     return totals
 
 
@@ -254,6 +265,50 @@ def _not_told() -> Iterator[None]:
         raise FlowerExtError(
             "A prompt of the node could not be answered; the node's log says why."
         ) from None
+
+
+def _taken(
+    task: EdgePromptTask,
+    request: EdgePromptRequest,
+    loaded: LoadedModel,
+    prompt: str,
+    number: str,
+) -> PromptHierarchy | None:
+    """Return the shared text with a prompt behind it; None if the model takes it not.
+
+    The node's log says which it is, and why.
+    """
+    try:
+        hierarchy = _hierarchy(task, request, loaded, prompt)
+    except Exception:
+        # Whatever the tokenizer raises: with the shared text alone, it has raised
+        # nothing.
+        _LOG.warning(
+            "Prompt %s is refused: it cannot be put into tokens.", number, exc_info=True
+        )
+        return None
+    longest = longest_text(loaded.model)
+    if longest is None or len(hierarchy) + request.max_new_tokens <= longest:
+        return hierarchy
+    _LOG.warning(
+        "Prompt %s is refused: it has %d tokens with the shared text, which with %d "
+        "new ones are more than the model's %d. Shorten it.",
+        number,
+        len(hierarchy),
+        request.max_new_tokens,
+        longest,
+    )
+    return None
+
+
+def _refuse(
+    engine: EdgePrompt, shared: PromptHierarchy, request: EdgePromptRequest
+) -> EdgePromptTotals:
+    """Load what any other prompt would have loaded, so that the edge cannot tell."""
+    completion = engine.generate(shared, 1, **_options(Sampling(temperature=0)))
+    if request.compare:
+        engine.logits(shared)
+    return EdgePromptTotals.of_refused(completion.report)
 
 
 def _answer(

@@ -42,6 +42,11 @@ class EdgePromptTask:
     ``EdgePromptEvaluation(compare=False)`` to leave likelihoods out. Which metrics
     there are does not depend on the prompts.
 
+    A prompt that is too long for the model behind the shared text, or that cannot be
+    put into tokens, is refused: the node's log says which and why, the others are
+    answered, and ``prompts-refused`` counts it, the other exception. Whoever chooses
+    the shared text and ``max_new_tokens`` can find out by it how long prompts are.
+
     Parameters
     ----------
     prompts : Sequence[str] | Callable[[Context], Sequence[str]]
@@ -145,7 +150,9 @@ class EdgePromptTask:
         ------
         InvalidInputError
             If the request cannot be read, there is no prompt, the model cannot be
-            loaded or spliced, or a text would be longer than it takes.
+            loaded or spliced, or the shared text leaves no room for a prompt.
+        FlowerExtError
+            If all prompts are refused, or the model fails on one.
         SourceError
             If there is group text, and the edge does not tell the node's key.
         StoreError

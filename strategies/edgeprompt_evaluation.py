@@ -96,7 +96,13 @@ class EdgePromptEvaluation(EdgeEvaluation[EdgePromptTotals]):
 
     action = "edgeprompt"
     totals = EdgePromptTotals
-    counts = ("num-prompts", "num-tokens", "bytes-fetched", "largest-error")
+    counts = (
+        "num-prompts",
+        "prompts-refused",
+        "num-tokens",
+        "bytes-fetched",
+        "largest-error",
+    )
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flower_ext.edgeprompt.completion import Completion
+from flower_ext.edgeprompt.loader import LoadReport
 from flower_ext.edgeprompt.precision import Precision
 from flower_ext.errors import InvalidInputError
 from flower_ext.speculative.latency import LatencyHistogram
@@ -45,6 +46,10 @@ class EdgePromptTotals(TotalsRecord):
     ----------
     num_prompts, num_tokens : int
         Texts, and the tokens generated in them.
+    prompts_refused : int
+        Prompts that there is no text of: too long for the model behind the shared
+        part, or not to be put into tokens. The shared part is loaded for them all the
+        same; of the other sums they are in those of blocks and bytes alone.
     seconds : float
         From each prompt's arrival to its last token, added up.
     first_token_seconds : float
@@ -77,6 +82,7 @@ blocks_fetched_int8, blocks_fetched_int4 : int
 
     num_prompts: int = 0
     num_tokens: int = 0
+    prompts_refused: int = 0
     seconds: float = 0.0
     first_token_seconds: float = 0.0
     blocks: int = 0
@@ -109,27 +115,27 @@ blocks_fetched_int8, blocks_fetched_int4 : int
             `scored_tokens`, `log_likelihood`, `whole_log_likelihood`,
             `compared_tokens`, `agreeing_tokens`.
         """
-        report = completion.report
-        fetched = {
-            f"blocks_fetched_{precision.value}": report.fetched[precision]
-            for precision in Precision
-        }
         first = completion.time_to_first_token
         return cls(
             num_prompts=1,
             num_tokens=len(completion.tokens),
             seconds=completion.seconds,
             first_token_seconds=first,
-            blocks=report.blocks,
-            blocks_in_memory=report.in_memory,
-            blocks_in_store=report.in_store,
-            blocks_computed=report.computed,
-            bytes_fetched=report.bytes_fetched,
-            largest_error=report.largest_error,
             first_token_histogram=LatencyHistogram.of([first]),
-            **fetched,
+            **_loaded(completion.report),
             **scores,
         )
+
+    @classmethod
+    def of_refused(cls, report: LoadReport) -> EdgePromptTotals:
+        """Return the totals of one prompt that was refused.
+
+        Parameters
+        ----------
+        report : LoadReport
+            Of the shared part, loaded for it all the same.
+        """
+        return cls(prompts_refused=1, **_loaded(report))
 
     def _check(self) -> None:
         """Raise if numbers contradict one another."""
@@ -188,3 +194,20 @@ blocks_fetched_int8, blocks_fetched_int4 : int
             "whole-perplexity": whole,
             "perplexity-difference": spliced - whole,
         }
+
+
+def _loaded(report: LoadReport) -> dict[str, Any]:
+    """Return what the totals have of a load."""
+    fetched = {
+        f"blocks_fetched_{precision.value}": report.fetched[precision]
+        for precision in Precision
+    }
+    return {
+        "blocks": report.blocks,
+        "blocks_in_memory": report.in_memory,
+        "blocks_in_store": report.in_store,
+        "blocks_computed": report.computed,
+        "bytes_fetched": report.bytes_fetched,
+        "largest_error": report.largest_error,
+        **fetched,
+    }

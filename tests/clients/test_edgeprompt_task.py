@@ -18,8 +18,10 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from flower_ext.clients import EdgePromptTask
-from flower_ext.edgeprompt import EdgePrompt, Level, PromptHierarchy
+from flower_ext.edgeprompt import EdgePrompt, KVStore, Level, PromptHierarchy
 from flower_ext.edgeprompt.evaluation import EDGEPROMPT_KEY, EdgePromptRequest
+from flower_ext.edgeprompt.linked_source import LinkedSource
+from flower_ext.edgeprompt.loader import PrefixLoader
 from flower_ext.edgeprompt.prefill import prefill
 from flower_ext.edgeprompt.totals import EdgePromptTotals
 from flower_ext.errors import FlowerExtError, InvalidInputError
@@ -29,6 +31,8 @@ from flower_ext.network.link import Link
 PUBLIC = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n" * 24
 PROMPTS = ["ROMEO:\nWhat is", "The king shall never"]
 BLOCKS = 3  # Of at most 256 tokens, in the public text.
+TOO_LONG = "swordfish " * 600  # For the model.
+NO_TOKENS = "\ud800"  # For any tokenizer.
 MakeContext = Callable[..., Context]
 MakeTask = Callable[..., EdgePromptTask]
 
@@ -202,18 +206,82 @@ def test_names_of_metrics_say_nothing_of_private_text(
     )
 
 
-def test_an_error_does_not_tell_of_a_prompt(
-    make_task: MakeTask, make_context: MakeContext
+def test_prompts_that_the_model_does_not_take_cost_no_other_its_answer(
+    make_task: MakeTask,
+    make_context: MakeContext,
+    completions: list[tuple[int, ...]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    secret = "swordfish " * 600  # More than the model takes.
+    fields: dict[str, Any] = {"temperature": 1.0, "precisions": ("exact",)}
+    five = [PROMPTS[0], PROMPTS[0], PROMPTS[1], "", PROMPTS[0]]
+    make_task(five)(ask(**fields), make_context())
+    expected = [completions[i] for i in (1, 2, 4)]  # Drawn by the prompt's number.
+    completions.clear()
+    five[0], five[3] = TOO_LONG, NO_TOKENS
+    task = make_task(five, store=tmp_path / "other")
+    with caplog.at_level("WARNING", logger="flower_ext.clients"):
+        metrics = told(task(ask(**fields), make_context()))
 
-    with pytest.raises(FlowerExtError, match="the node's log says why") as caught:
-        make_task([secret])(ask(), make_context())
+    assert [tokens for tokens in completions if len(tokens) > 1] == expected
+    assert metrics["num-prompts"] == 3
+    assert metrics["num-tokens"] == metrics["scored-tokens"] == 24
+    assert metrics["prompts-refused"] == 2
+    assert metrics["blocks"] == 5 * BLOCKS
+    assert EdgePromptTotals.from_metrics(metrics).prompts_refused == 2
+    long, none = caplog.messages
+    assert "Prompt 1 of 5 is refused: it has" in long
+    assert "new ones are more than the model's" in long
+    assert "Prompt 4 of 5 is refused: it cannot be put into tokens" in none
+    assert "swordfish" not in caplog.text
+
+
+def test_an_edge_cannot_tell_that_a_prompt_was_refused(
+    make_task: MakeTask, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+    begin, put = LinkedSource.__init__, KVStore.put
+
+    def watched(self: LinkedSource, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
+        self.observer = lambda up, message, at: sent.append(message) if up else None
+
+    def put_at_the_edge(self: KVStore, *args: Any) -> None:
+        if self._directory is None:
+            put(self, *args)
+
+    # Nothing stays on the device, as after a stalled link: every load asks again.
+    monkeypatch.setattr(LinkedSource, "__init__", watched)
+    monkeypatch.setattr(KVStore, "put", put_at_the_edge)
+    monkeypatch.setattr(PrefixLoader, "_remember", lambda *args: None)
+    asked = ask(("public", PUBLIC[:400]), precisions=("exact",))
+    seen = []
+    for prompt in ("ROMEO:", TOO_LONG, NO_TOKENS):
+        task = make_task([prompt, "JULIET:"], link=Link(up=1e12, rtt=0.0))
+        told(task(asked, make_context()))
+        seen.append(sent.copy())
+        sent.clear()
+
+    assert len(seen[0]) == 2 * 2  # To generate and to compare, of two prompts.
+    assert seen[1] == seen[2] == seen[0]
+
+
+def test_an_error_does_not_tell_of_a_prompt(
+    make_task: MakeTask, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise RuntimeError("swordfish")
+
+    with pytest.raises(FlowerExtError, match="all are refused") as caught:
+        make_task([TOO_LONG, NO_TOKENS])(ask(), make_context())
     assert "swordfish" not in str(caught.value)
-    assert not any(c.isdigit() for c in str(caught.value))
-    with pytest.raises(FlowerExtError, match="the node's log says why") as caught:
-        make_task(["\ud800"])(ask(), make_context())  # No tokenizer takes it.
     assert "ud800" not in repr(caught.value)
+    assert not any(c.isdigit() for c in str(caught.value))
+    monkeypatch.setattr(EdgePrompt, "generate", fail)
+    with pytest.raises(FlowerExtError, match="the node's log says why") as caught:
+        make_task(["swordfish"])(ask(), make_context())
+    assert "swordfish" not in str(caught.value)
+    assert caught.value.__cause__ is None
     for wrong in ("swordfish", ["a", ("swordfish",)], 4711):
         with pytest.raises(InvalidInputError, match="into a list") as caught:
             make_task(lambda context, wrong=wrong: wrong)(ask(), make_context())
