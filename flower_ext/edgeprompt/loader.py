@@ -8,7 +8,8 @@ What is kept and learned then decides what the next prompt asks for, so it must 
 depend on the private text, on how long it is, or on whether it fails. Of the last block
 the link alone decides: each layer has to come within a time from the one before, by the
 times at which they come, whenever somebody looks. A block that keeps to it is kept.
-Otherwise the block is computed for this prompt, and nothing remains of it.
+Otherwise the block is computed for this prompt, and nothing remains of it but what had
+been kept before the private text was looked at.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.edgeprompt.restoration import Restoration
 from flower_ext.edgeprompt.source import Arrival, SegmentSource, Wanted
 from flower_ext.edgeprompt.store import KVStore
+from flower_ext.edgeprompt.unfinished import UnfinishedBlock
 from flower_ext.network.clocks import Clock
 
 __all__ = ["LoadReport", "LoadedPrefix", "PrefixLoader"]
@@ -250,7 +252,7 @@ class _Loading:
         self._report = LoadReport(blocks=len(prefix.blocks))
         self._errors: dict[int, float] = {}  # By block, where known.
         self._runs = self._make_runs()
-        self._half: dict[Wanted, list[torch.Tensor]] = {}
+        self._half: dict[Wanted, UnfinishedBlock] = {}
         self._state: Restoration | None = None
         self._asked: tuple[Wanted, ...] = ()
         self._requested = False
@@ -262,6 +264,21 @@ class _Loading:
     def run(self) -> LoadedPrefix:
         """Load; return as soon as the private text may begin."""
         begin = self._now()
+        if not all(run.whole for run in self._runs):
+            blocks = self._prefix.blocks
+            # Or one block might put another out that this prefix needs as well.
+            with self._of.store.pinned(a for b in blocks for a in b.addresses.values()):
+                self._gather()
+        self._report.seconds = self._now() - begin
+        parts = tuple(run.kv for run in self._runs)
+        if self._state is None or self._state.finished:
+            self._whole()
+        else:
+            self._leave_open(self._state)
+        return LoadedPrefix(parts, self._report, self.settle)
+
+    def _gather(self) -> None:
+        """Get what is not in memory."""
         missing = [
             index
             for run in self._runs
@@ -274,13 +291,6 @@ class _Loading:
         else:
             for index in missing:
                 self._compute(index)
-        self._report.seconds = self._now() - begin
-        parts = tuple(run.kv for run in self._runs)
-        if self._state is None or self._state.finished:
-            self._whole()
-        else:
-            self._leave_open(self._state)
-        return LoadedPrefix(parts, self._report, self.settle)
 
     def settle(self) -> None:
         """Wait until the last block is whole, or it is known that it will not be."""
@@ -411,6 +421,7 @@ class _Loading:
                 [k[0] for k, _ in layers], [v[0] for _, v in layers], Precision.EXACT
             )
             self._of.store.put(block.addresses[Precision.EXACT], exact)
+        self._drop_parts(index)
         return seconds
 
     # -- from elsewhere ---------------------------------------------------------------
@@ -427,23 +438,20 @@ class _Loading:
             of._max_error,
             stops_within=1.0 / self._prefix.identity.layers,
             at=source.now(),
+            come=self._resumed(missing[-1], source.now()),
         )
         self._state = state
         # What an earlier load was sent would tell how long its prompt has taken.
         source.request(self._prefix, ())
         source.arrived(0.0)
-        while not state.finished and not self._only_layers_left(state):
-            state.passed(source.now())
-            self._ask(state, source)
-            if self._take(state, source, 0.0):
-                continue
-            index = state.computing
-            if index is not None:
-                self._compute_while_useful(index, state, source)
-            elif not self._asked:
-                of._clock.sleep_until(of._clock.now() + state.patience)
-            else:
-                self._take(state, source, state.patience)
+        try:
+            self._until_met(state, source)
+        except BaseException:
+            # For whoever tries again, be it another process.
+            for wanted, half in self._half.items():
+                if wanted.block in state.missing:
+                    half.keep()
+            raise
         if state.finished and self._asked:
             self._asked = ()
             source.request(self._prefix, ())
@@ -457,6 +465,50 @@ class _Loading:
                 "this is said once.",
                 self._report.computed,
             )
+
+    def _resumed(self, index: int, at: float) -> dict[Wanted, int]:
+        """Take up what is kept of a block; return how many bytes that is."""
+        block = self._prefix.blocks[index]
+        shape = self._prefix.identity.shape(len(block.tokens))
+        found: dict[Wanted, UnfinishedBlock] = {}
+        for precision in self._of._precisions:
+            half = UnfinishedBlock.kept(
+                self._of.store,
+                block.addresses[precision],
+                shape,
+                self._of._max_error,
+                at,
+            )
+            if half is not None:
+                found[Wanted(index, precision)] = half
+        if not found:
+            return {}
+
+        def left(wanted: Wanted) -> int:
+            size = shape.layers * layer_nbytes(shape, wanted.precision)
+            return size - found[wanted].nbytes
+
+        wanted = min(found, key=left)
+        half = self._half[wanted] = found[wanted]
+        for layer, data in enumerate(half.layers):
+            self._decode(index, layer, data, wanted.precision)
+        return {wanted: half.nbytes}
+
+    def _until_met(self, state: Restoration, source: SegmentSource) -> None:
+        """Compute and fetch until all is there, or its last layers are on their way."""
+        of = self._of
+        while not state.finished and not self._only_layers_left(state):
+            state.passed(source.now())
+            self._ask(state, source)
+            if self._take(state, source, 0.0):
+                continue
+            index = state.computing
+            if index is not None:
+                self._compute_while_useful(index, state, source)
+            elif not self._asked:
+                of._clock.sleep_until(of._clock.now() + state.patience)
+            else:
+                self._take(state, source, state.patience)
 
     def _compute_while_useful(
         self, index: int, state: Restoration, source: SegmentSource
@@ -480,8 +532,10 @@ class _Loading:
     def _only_layers_left(self, state: Restoration) -> bool:
         """Return whether one block is missing, has begun to come, and may be left."""
         missing = state.missing
-        begun = len(missing) == 1 and missing[0] in self._begun
-        return begun and bool(self._asked) and not self._all_at_once
+        heard = len(missing) == 1 and any(
+            half.heard for w, half in self._half.items() if w.block == missing[0]
+        )
+        return heard and bool(self._asked) and not self._all_at_once
 
     def _ask(self, state: Restoration, source: SegmentSource) -> None:
         """Send a request if another one is wanted."""
@@ -491,7 +545,7 @@ class _Loading:
             self._requested = self._requested or bool(wanted)
             # What has come of any other block is sent again.
             self._half = {w: self._half[w] for w in wanted[:1] if w in self._half}
-            self._begun = {w.block: len(half) for w, half in self._half.items()}
+            self._begun = {w.block: len(h.layers) for w, h in self._half.items()}
             source.request(self._prefix, wanted, sum(self._begun.values()))
 
     def _take(self, state: Restoration, source: SegmentSource, timeout: float) -> bool:
@@ -523,11 +577,20 @@ class _Loading:
             return
         if wanted.block not in state.missing:
             return
-        half = self._half.setdefault(wanted, [])
-        if arrival.layer != len(half):
+        half = self._half.get(wanted)
+        if half is not None and arrival.layer and not half.goes_on(header):
+            self._start_over(state, wanted)
+            return
+        if arrival.layer != (0 if half is None else len(half.layers)):
             if arrival.layer:
                 return
-            half.clear()  # Sent again from its beginning.
+            half = None
+            state.starts_over(wanted)  # Sent again.
+        block = self._prefix.blocks[wanted.block]
+        address = block.addresses[wanted.precision]
+        if half is None:
+            half = UnfinishedBlock(self._of.store, address, header, arrival.at)
+            self._half[wanted] = half
         nbytes = arrival.data.numel()
         if self._of._open is self:
             # How long it takes now may depend on what else the device computes.
@@ -536,19 +599,35 @@ class _Loading:
             started = self._now()
             self._decode(wanted.block, arrival.layer, arrival.data, wanted.precision)
             self._of.speed.decoded(wanted.precision, nbytes, self._now() - started)
-        half.append(arrival.data)
-        self._begun[wanted.block] = len(half)
-        whole = len(half) == header.shape.layers
+        half.add(header, arrival.data)
+        self._begun[wanted.block] = len(half.layers)
+        whole = len(half.layers) == header.shape.layers
         state.arrived(wanted, nbytes, arrival.at, whole)
         if whole:
             encoded = EncodedBlock(
-                header.shape, wanted.precision, header.error, tuple(half)
+                header.shape, wanted.precision, header.error, tuple(half.layers)
             )
             del self._half[wanted]
-            block = self._prefix.blocks[wanted.block]
-            self._of.store.put(block.addresses[wanted.precision], encoded)
+            self._of.store.put(address, encoded)
+            self._drop_parts(wanted.block)
             self._report.fetched[wanted.precision] += 1
             self._has_error([wanted.block], header.error)
+        elif self._of._open is not self:
+            # What comes later may be looked at the later the longer a private text is.
+            half.keep_if_due(arrival.at)
+
+    def _start_over(self, state: Restoration, wanted: Wanted) -> None:
+        """Ask for all of a block of which another one's layers had been kept."""
+        block = self._prefix.blocks[wanted.block]
+        self._of.store.discard_partial(block.addresses[wanted.precision])
+        del self._half[wanted]
+        state.starts_over(wanted)
+        self._asked = ()
+
+    def _drop_parts(self, index: int) -> None:
+        """Remove what is kept of a block that is there."""
+        for address in self._prefix.blocks[index].addresses.values():
+            self._of.store.discard_partial(address)
 
     # -- while the private text is read -----------------------------------------------
 

@@ -9,6 +9,7 @@ fetch. Nothing private comes in: neither the text behind the prefix nor its leng
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from flower_ext.edgeprompt.estimates import DeviceSpeed, LinkEstimate
 from flower_ext.edgeprompt.plan import Offer, OfferedBlock, choices
@@ -54,6 +55,8 @@ class Restoration:
         (0, 1].
     at : float | None (default: None)
         When it begins, in seconds of the clock; None: as it is told first.
+    come : Mapping[Wanted, int] (default: None)
+        Bytes that are there already of blocks that are not whole.
 
     Attributes
     ----------
@@ -90,6 +93,7 @@ class Restoration:
         max_error: float = 0.02,
         stops_within: float = 1.0,
         at: float | None = None,
+        come: Mapping[Wanted, int] | None = None,
     ) -> None:
         if not 0 < stops_within <= 1:
             raise InvalidInputError(
@@ -103,7 +107,7 @@ class Restoration:
         self.stops_within = stops_within
         self._missing: dict[int, OfferedBlock] = {b.block: b for b in offer.blocks}
         self._precision = next(iter(self._allowed), Precision.EXACT)
-        self._come: dict[Wanted, int] = {}  # bytes of blocks that are not whole
+        self._come = dict(come or {})  # bytes of blocks that are not whole
         self._request: tuple[Wanted, ...] = ()
         self._requested_at: float | None = None
         self._heard_at: float | None = None  # the request's last arrival
@@ -285,6 +289,16 @@ class Restoration:
             self.fetched_blocks += (wanted.block,)
             self._think_over()
         return True
+
+    def starts_over(self, wanted: Wanted) -> None:
+        """Take note that a block comes again from its beginning.
+
+        Parameters
+        ----------
+        wanted : Wanted
+            Which, in which precision.
+        """
+        self._come.pop(wanted, None)
 
     def refused(self, precision: Precision, error: float) -> None:
         """Take note that a block's error was too large: only finer ones are left.

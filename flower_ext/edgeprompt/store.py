@@ -314,8 +314,18 @@ class KVStore:
         address : Address
             The block's.
         """
-        for name in (str(address), _partial(str(address))):
-            self._forget(name)
+        self._forget(str(address))
+        self.discard_partial(address)
+
+    def discard_partial(self, address: Address) -> None:
+        """Remove what had come of a block, if anything is here.
+
+        Parameters
+        ----------
+        address : Address
+            The block's.
+        """
+        self._forget(_partial(str(address)))
 
     # -- memory -----------------------------------------------------------------------
 

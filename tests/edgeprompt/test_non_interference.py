@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from flower_ext.edge import edge_pb2 as pb
 from flower_ext.edgeprompt import (
     EdgePrompt,
     KVStore,
@@ -294,6 +295,37 @@ def test_a_link_that_stalls_decides_alone(model: Any, service: SegmentService) -
         assert short == long
         fetched.add(count)
     assert fetched == {0, 1}
+
+
+def test_a_part_of_a_block_is_the_same_whatever_the_private_text(
+    model: Any, service: SegmentService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of a block that was given up decides what is asked for next."""
+    monkeypatch.setattr(f"{__name__}.SECONDS_PER_TOKEN", 0.02)
+    shape = identity_of(model).shape(256)
+    rate = layer_nbytes(shape, Precision.EXACT) / 2.0
+    # Two layers of the second block come while the first is computed, and no third.
+    link = Link(up=1e9, down=TraceRate([0.0, 5.0, 300.0, 1e4], [rate, 1.0, rate, rate]))
+    tokens = [t for seed in (30, 31) for s in shared(seed) for t in s.tokens][:512]
+    rows = []
+    for length in (1, 1, 79):  # The service has its blocks after the first.
+        engine, source = new_device(EdgePrompt, model, service, link)
+        engine._loader._precisions = (Precision.EXACT,)
+        engine._loader.link.arrived(1000, 1000 / rate)
+        for count in (64, 128, 256):
+            engine._loader.speed.computed(0, count, 0.02 * count)
+        begin = engine._clock.now()
+        private = Segment([7] * length, Level.PRIVATE)
+        of = PromptHierarchy([Segment(tokens, Level.PUBLIC), private])
+        reports = [engine.generate(of, 1, do_sample=False).report]
+        engine._clock.sleep_until(begin + 400.0)
+        asked = len(source.transcript)
+        reports.append(engine.generate(of, 1, do_sample=False).report)
+        rows.append(seen(source, begin))
+    assert [(r.computed, r.fetched.total()) for r in reports] == [(2, 0), (0, 1)]
+    again = [r for r in source.transcript[asked:] if isinstance(r, Message) and r.up]
+    assert pb.SegmentRequest.FromString(again[0].data).have_layers == 2
+    assert rows[2] == rows[1]
 
 
 def test_nothing_is_asked_for_once_the_private_text_is_read(

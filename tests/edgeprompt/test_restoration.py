@@ -230,7 +230,7 @@ def test_nothing_private_can_be_told() -> None:
     assert told == {
         *("self", "offer", "device", "link_estimate", "max_error", "stops_within"),
         *("at", "block", "seconds", "wanted", "nbytes", "whole", "precision"),
-        *("error", "begun_at"),
+        *("error", "begun_at", "come"),
     }
 
 
