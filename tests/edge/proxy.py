@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts connections at random bytes and at random moments."""
+"""TCP proxies between a device and an edge."""
 
 from __future__ import annotations
 
@@ -8,13 +8,73 @@ import select
 import socket
 import threading
 import time
-from typing import Any
+from typing import Any, Self
 
-__all__ = ["CuttingProxy"]
+__all__ = ["CuttingProxy", "Proxy"]
 
 
-class CuttingProxy:
-    """Between a device and an edge.
+class Proxy:
+    """One that carries all; others derive from it.
+
+    Parameters
+    ----------
+    target : str
+        The edge's address.
+
+    Attributes
+    ----------
+    address : str
+        Its own.
+    """
+
+    def __init__(self, target: str) -> None:
+        host, port = target.split(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def passes(self, data: bytearray, up: bool, connection: int) -> None:
+        """Look at what is about to be carried on, and change it if wanted."""
+
+    def _accept(self) -> None:
+        while not self._stopped.is_set():
+            if not select.select([self._listener], [], [], 0.05)[0]:
+                continue
+            device, _ = self._listener.accept()
+            number = len(self._threads)
+            thread = threading.Thread(target=self._carry, args=(device, number))
+            self._threads.append(thread)
+            thread.start()
+
+    def _carry(self, device: socket.socket, number: int) -> None:
+        with device, socket.create_connection(self._target, timeout=5) as edge:
+            both = {device: edge, edge: device}
+            while not self._stopped.is_set():
+                try:
+                    for source in select.select([*both], [], [], 0.05)[0]:
+                        data = bytearray(source.recv(8192))
+                        if not data:
+                            return
+                        self.passes(data, source is device, number)
+                        both[source].sendall(data)
+                except OSError:
+                    return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+
+class CuttingProxy(Proxy):
+    """One that cuts connections at random bytes and at random moments.
 
     Parameters
     ----------
@@ -33,27 +93,13 @@ class CuttingProxy:
     """
 
     def __init__(self, target: str, seed: int) -> None:
-        host, port = target.split(":")
-        self._target = (host, int(port))
         self._random = random.Random(seed)
         self.cuts_left = 0
         self.cuts = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
+        super().__init__(target)
 
-    def _accept(self) -> None:
-        while not self._stopped.is_set():
-            if not select.select([self._listener], [], [], 0.05)[0]:
-                continue
-            device, _ = self._listener.accept()
-            thread = threading.Thread(target=self._carry, args=(device,))
-            self._threads.append(thread)
-            thread.start()
-
-    def _carry(self, device: socket.socket) -> None:
+    def _carry(self, device: socket.socket, number: int) -> None:
+        del number
         with device:
             try:
                 edge = socket.create_connection(self._target, timeout=5)
@@ -89,12 +135,3 @@ class CuttingProxy:
                 self.cuts += 1
                 self.cuts_left -= 1
                 return
-
-    def __enter__(self) -> CuttingProxy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
-        self._listener.close()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import select
-import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from flower_ext.edgeprompt.precision import Precision, decode_layer
 from flower_ext.edgeprompt.service import SegmentService
 from flower_ext.edgeprompt.source import Arrival, SegmentSource, Wanted
 from flower_ext.edgeprompt.store import KVStore
+from tests.edge.proxy import Proxy
 
 SECRET = bytes(range(32))
 TOKENS = {"ann": "a-secret", "bob": "b-secret"}
@@ -164,7 +164,7 @@ class Raw:
         self.close()
 
 
-class FlippingProxy:
+class FlippingProxy(Proxy):
     """A TCP proxy that flips a bit of every so many bytes that come down.
 
     Parameters
@@ -178,58 +178,24 @@ class FlippingProxy:
     """
 
     def __init__(self, target: str, every: int, flips: float = math.inf) -> None:
-        host, port = target.split(":")
-        self._target = (host, int(port))
         self._every = every
         self._left = flips
+        self._passed: Counter[int] = Counter()
         self.flipped = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
+        super().__init__(target)
 
-    def _accept(self) -> None:
-        while not self._stopped.is_set():
-            if select.select([self._listener], [], [], 0.05)[0]:
-                device, _ = self._listener.accept()
-                thread = threading.Thread(target=self._carry, args=(device,))
-                self._threads.append(thread)
-                thread.start()
-
-    def _carry(self, device: socket.socket) -> None:
-        passed = 0
-        with device, socket.create_connection(self._target, timeout=5) as edge:
-            both = {device: edge, edge: device}
-            while not self._stopped.is_set():
-                try:
-                    for source in select.select([*both], [], [], 0.05)[0]:
-                        data = bytearray(source.recv(65536))
-                        if not data:
-                            return
-                        if source is edge:
-                            self._flip(data, passed)
-                            passed += len(data)
-                        both[source].sendall(data)
-                except OSError:
-                    return
-
-    def _flip(self, data: bytearray, passed: int) -> None:
+    def passes(self, data: bytearray, up: bool, connection: int) -> None:
+        """Flip bits of what comes down."""
+        if up:
+            return
+        passed = self._passed[connection]
+        self._passed[connection] += len(data)
         next_one = (passed // self._every + 1) * self._every - passed
         for at in range(next_one, len(data), self._every):
             if self._left > 0:
                 data[at] ^= 4
                 self._left -= 1
                 self.flipped += 1
-
-    def __enter__(self) -> FlippingProxy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
-        self._listener.close()
 
 
 Remote = Callable[..., RemoteSegments]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import select
-import socket
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from flower_ext.edgeprompt.blocks import SharedPrefix
 from flower_ext.edgeprompt.precision import layer_nbytes
 from flower_ext.edgeprompt.recording import Message, RecordingSource
 from flower_ext.models import default_pair
+from tests.edge.proxy import Proxy
 from tests.edge.segment_edges import service_of, wide
 
 PROCESSES = multiprocessing.get_context("spawn")
@@ -41,56 +39,30 @@ PROMPT = PromptHierarchy(
 LAYER_SECONDS = 0.4  # Of a layer's 128 KiB, through the slow proxy.
 
 
-class SlowProxy:
-    """A TCP proxy through which so many bytes a second come down."""
+def slim() -> Any:
+    """Return a model of many small layers; every process makes the same."""
+    model = wide(dim=64, layers=LAYERS)
+    model.train(False)
+    return model
+
+
+class SlowProxy(Proxy):
+    """A proxy through which so many bytes a second come down."""
 
     def __init__(self, target: str, rate: float) -> None:
-        host, port = target.split(":")
-        self._target = (host, int(port))
         self._rate = rate
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
+        super().__init__(target)
 
-    def _accept(self) -> None:
-        while not self._stopped.is_set():
-            if select.select([self._listener], [], [], 0.05)[0]:
-                device, _ = self._listener.accept()
-                thread = threading.Thread(target=self._carry, args=(device,))
-                self._threads.append(thread)
-                thread.start()
-
-    def _carry(self, device: socket.socket) -> None:
-        with device, socket.create_connection(self._target, timeout=5) as edge:
-            both = {device: edge, edge: device}
-            while not self._stopped.is_set():
-                try:
-                    for source in select.select([*both], [], [], 0.05)[0]:
-                        data = source.recv(8192)
-                        if not data:
-                            return
-                        both[source].sendall(data)
-                        if source is edge:
-                            time.sleep(len(data) / self._rate)
-                except OSError:
-                    return
-
-    def __enter__(self) -> SlowProxy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        for thread in self._threads:
-            thread.join()
-        self._listener.close()
+    def passes(self, data: bytearray, up: bool, connection: int) -> None:
+        """Hold up what comes down."""
+        if not up:
+            time.sleep(len(data) / self._rate)
 
 
 def answer(address: str, directory: Path, told: Any) -> None:
     """Answer the prompt in a process of its own, slower than any link."""
     torch.set_num_threads(1)
-    model = wide(dim=64, layers=LAYERS).eval()
+    model = slim()
     with RemoteSegments(address, identity=identity_of(model), plaintext=True) as remote:
         source = RecordingSource(remote)
         engine = EdgePrompt(
@@ -117,7 +89,7 @@ def start(address: str, directory: Path) -> tuple[Any, Any]:
 
 
 def test_the_next_process_fetches_the_rest_alone(tmp_path: Path) -> None:
-    model = wide(dim=64, layers=LAYERS).eval()
+    model = slim()
     service = service_of(model)
     prefix = SharedPrefix(PROMPT.shared, service.identity)
     last = prefix.blocks[-1].addresses[Precision.EXACT]
@@ -154,6 +126,6 @@ def test_the_next_process_fetches_the_rest_alone(tmp_path: Path) -> None:
     assert computed == 0
     assert pb.SegmentRequest.FromString(sent[0]).have_layers == count
     ids = torch.tensor([PROMPT.tokens])
-    whole: Any = model.generate(ids, max_new_tokens=8, do_sample=False)  # type: ignore[operator]
+    whole: Any = model.generate(ids, max_new_tokens=8, do_sample=False)
     assert tokens == tuple(whole[0, ids.shape[1] :].tolist())
     assert kept() == 0

@@ -41,6 +41,7 @@ from flower_ext.models import default_pair
 from flower_ext.network import Link
 from flower_ext.network.clocks import VirtualClock
 from flower_ext.network.rates import TraceRate
+from tests.edgeprompt.leaks import LengthInThePlan, MovedBorder
 from tests.edgeprompt.tiny import VOCABULARY, tiny
 
 PAIRS = 1000
@@ -86,24 +87,6 @@ def model() -> Any:
 
     model.base_model.register_forward_pre_hook(count, with_kwargs=True)
     return model
-
-
-class MovedBorder(EdgePrompt):
-    """A control that leaks: half of the private text counts as public."""
-
-    def shared_prefix(self, hierarchy: PromptHierarchy) -> SharedPrefix:
-        tokens = hierarchy.private_tokens
-        half = Segment(tokens[: max(len(tokens) // 2, 1)], Level.GROUP)
-        return SharedPrefix((*hierarchy.shared, half), self.identity, KEY)
-
-
-class LengthInThePlan(EdgePrompt):
-    """A control that leaks: the precision follows from the private text's length."""
-
-    def shared_prefix(self, hierarchy: PromptHierarchy) -> SharedPrefix:
-        long = len(hierarchy.private_tokens) > 30
-        self._loader._precisions = (Precision.INT8 if long else Precision.EXACT,)
-        return super().shared_prefix(hierarchy)
 
 
 @cache
