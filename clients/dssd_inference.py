@@ -24,7 +24,6 @@ from flower_ext.models.wrapped import unwrapped
 from flower_ext.speculative import (
     Drafter,
     Generation,
-    Row,
     Verifier,
     VerifierUnavailableError,
     speculate,
@@ -76,7 +75,6 @@ def infer(task: DSSDTask, content: RecordDict, context: Context) -> DSSDTotals:
     length = request.drafting
     totals = DSSDTotals()
     with _edge(request, task, device, public) as verifier:
-        local = isinstance(verifier, Verifier)
         drafter = Drafter(device.model, verifier.vocab_size)
         for index, prompt in enumerate(prompts):
             ids = _ids(device.tokenizer, prompt, public)
@@ -88,7 +86,7 @@ def infer(task: DSSDTask, content: RecordDict, context: Context) -> DSSDTotals:
                 request.sampling,
                 request.verification,
                 length,
-                link if local else None,
+                link if isinstance(verifier, Verifier) else None,
                 torch.Generator().manual_seed(
                     seed_of(request.seed, request.server_round, context, index)
                 ),
@@ -96,10 +94,9 @@ def infer(task: DSSDTask, content: RecordDict, context: Context) -> DSSDTotals:
                 stop_strings=request.stop_strings,
                 tokenizer=device.tokenizer,
                 if_edge_is_lost=request.if_edge_is_lost,  # type: ignore[arg-type]
+                score=True,
             )
-            scores = {}
-            if isinstance(verifier, Verifier):
-                scores = _scores(verifier, ids, generation, request.sampling.greedy)
+            scores = _scores(generation, request.sampling.greedy)
             totals += DSSDTotals.of(generation, **scores)
     return totals
 
@@ -225,21 +222,16 @@ def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str, public: str) -> list[i
     return ids
 
 
-def _scores(
-    verifier: Verifier, ids: list[int], generation: Generation, greedy: bool
-) -> dict[str, int | float]:
-    """Return what the target thinks of a text, by one pass over it."""
-    tokens = list(generation.tokens)
-    model = verifier.model
-    row = Row(model.new_cache(), [*ids, *tokens[:-1]], keep=len(tokens))
-    logits = model.extend([row])[0].float()
-    chosen = torch.tensor(tokens, device=logits.device)
-    logs = torch.log_softmax(logits, dim=-1).gather(1, chosen[:, None]).double()
+def _scores(generation: Generation, greedy: bool) -> dict[str, int | float]:
+    """Return what the target thinks of a text; nothing if it has not told."""
+    score = generation.score
+    if score is None:
+        return {}
     scores: dict[str, int | float] = {
-        "scored_tokens": len(tokens),
-        "log_likelihood": float(logs.sum()),
+        "scored_tokens": score.tokens,
+        "log_likelihood": score.log_likelihood,
     }
     if greedy:
-        scores["compared_tokens"] = len(tokens)
-        scores["agreeing_tokens"] = int((logits.argmax(dim=-1) == chosen).sum())
+        scores["compared_tokens"] = score.tokens
+        scores["agreeing_tokens"] = score.agreeing
     return scores

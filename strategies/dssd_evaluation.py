@@ -88,8 +88,10 @@ class DSSDEvaluation(EdgeEvaluation[DSSDTotals]):
 
     Notes
     -----
-    Over gRPC the target is not at hand where texts are, so they are not scored:
-    ``scored-tokens`` is 0, and neither perplexity nor greedy agreement is told.
+    Texts are scored by the target that has verified them, in process or over gRPC, when
+    they are over; what that takes is in none of the metrics. A text that the edge was
+    lost in is not scored: perplexity and greedy agreement are told of ``scored-tokens``
+    and ``compared-tokens``.
 
     Examples
     --------

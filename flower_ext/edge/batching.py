@@ -1,7 +1,8 @@
 """The one thread that computes: what waits together is verified together.
 
-Drafts go before openings, whose prompts take long, but after every batch one opening
-has its turn; so neither starves the other.
+Drafts go before openings, whose prompts take long, and before texts to be scored, which
+take as long; but after every batch one of these has its turn. So neither starves the
+other.
 """
 
 from __future__ import annotations
@@ -19,12 +20,19 @@ from grpc import StatusCode
 from flower_ext.edge.counters import Counters
 from flower_ext.edge.refusals import RefusedError, busy, refusal
 from flower_ext.errors import FlowerExtError
-from flower_ext.speculative.messages import Ask, Draft, Opening, Verdict
+from flower_ext.speculative.messages import (
+    Ask,
+    Draft,
+    Opening,
+    Score,
+    Scored,
+    Verdict,
+)
 from flower_ext.speculative.verifier import Verifier
 
 __all__ = ["Answer", "Batcher"]
 
-Answer = Verdict | RefusedError | None  # None: an opening is done.
+Answer = Verdict | Scored | RefusedError | None  # None: an opening is done.
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,7 +42,7 @@ class _Job:
     """A message that waits for the target."""
 
     key: str
-    message: Opening | Draft | Ask
+    message: Opening | Draft | Ask | Score
     answer: asyncio.Future[Answer]
 
 
@@ -91,7 +99,7 @@ class Batcher:
         self._thread.join()
 
     def submit(
-        self, key: str, message: Opening | Draft | Ask
+        self, key: str, message: Opening | Draft | Ask | Score
     ) -> asyncio.Future[Answer]:
         """Put a message of a session into the queue.
 
@@ -110,18 +118,22 @@ class Batcher:
         with self._changed:
             if self._waiting >= self._max_queue:
                 raise busy(f"{self._max_queue} messages wait")
-            queue = self._openings if isinstance(message, Opening) else self._rounds
+            long = isinstance(message, Opening | Score)
+            queue = self._openings if long else self._rounds
             queue.append(job)
             self._counters.queue_length.set(self._waiting)
             self._changed.notify()
         return answer
 
     def withdraw(self, key: str) -> None:
-        """Refuse the drafts of a session that still wait: a newer stream has it."""
+        """Refuse what waits of a session that is open: a newer stream has it."""
         with self._changed:
-            kept = [job for job in self._rounds if job.key != key]
             gone = [job for job in self._rounds if job.key == key]
-            self._rounds = deque(kept)
+            self._rounds = deque(job for job in self._rounds if job.key != key)
+            for job in list(self._openings):
+                if job.key == key and isinstance(job.message, Score):
+                    self._openings.remove(job)
+                    gone.append(job)
         for job in gone:
             _settle(job, superseded())
 
@@ -194,12 +206,16 @@ class Batcher:
         return len(self._rounds) >= enough or bool(self._openings) or self._stopped
 
     def _open(self, job: _Job) -> None:
-        """Compute a prompt."""
-        assert isinstance(job.message, Opening)
+        """Compute a prompt, or score a text."""
         answer: Answer = None
         begin = time.perf_counter()
         try:
-            self._verifier.open(replace(job.message, session=job.key))
+            if isinstance(job.message, Score):
+                answer = self._verifier.score(job.key, job.message)
+                self._counters.scored.inc()
+            else:
+                assert isinstance(job.message, Opening)
+                self._verifier.open(replace(job.message, session=job.key))
         except FlowerExtError as error:
             answer = refusal(error)
         except Exception:

@@ -21,6 +21,8 @@ from flower_ext.edge.convert import (
     ask_from_wire,
     draft_from_wire,
     opening_from_wire,
+    score_from_wire,
+    scored_to_wire,
     verdict_to_wire,
 )
 from flower_ext.edge.counters import Counters
@@ -28,7 +30,7 @@ from flower_ext.edge.handshake import Terms
 from flower_ext.edge.refusals import RefusedError, refusal, unknown_session
 from flower_ext.edge.sessions import OpenSession, Sessions
 from flower_ext.errors import InvalidInputError
-from flower_ext.speculative.messages import Ask, Draft, Verdict
+from flower_ext.speculative.messages import Ask, Draft, Score, Scored, Verdict
 
 __all__ = ["Conversation", "Desk"]
 
@@ -150,6 +152,8 @@ class Conversation:
             return await self._verify(draft_from_wire(message.draft, vocab_size))
         if kind == "ask":
             return await self._verify(ask_from_wire(message.ask))
+        if kind == "score":
+            return await self._verify(score_from_wire(message.score))
         if kind == "opening":
             return await self._open(message.opening)
         if kind == "resume":
@@ -160,8 +164,8 @@ class Conversation:
                 self._session = None
             return None
         raise InvalidInputError(
-            "A message must be an opening, a resumption, a draft, a question or a "
-            f"close, got {kind or 'none of them'}."
+            "A message must be an opening, a resumption, a draft, a question, a score "
+            f"or a close, got {kind or 'none of them'}."
         )
 
     async def _open(self, message: pb.Opening) -> pb.EdgeMessage:
@@ -212,8 +216,8 @@ class Conversation:
             self._session = None
             raise answer
 
-    async def _verify(self, message: Draft | Ask) -> pb.EdgeMessage:
-        """Have a draft verified, or a question answered."""
+    async def _verify(self, message: Draft | Ask | Score) -> pb.EdgeMessage:
+        """Have a draft verified, a question answered or a text scored."""
         session = self._session
         if session is None or not self._desk.sessions.has(session):
             raise unknown_session()
@@ -221,6 +225,8 @@ class Conversation:
         answer = await self._desk.batcher.submit(session.key, message)
         if isinstance(answer, Verdict):
             return verdict_to_wire(answer)
+        if isinstance(answer, Scored):
+            return scored_to_wire(answer)
         assert answer is not None
         if answer.code in (StatusCode.INTERNAL, StatusCode.NOT_FOUND):
             self._desk.drop(session)

@@ -6,12 +6,23 @@ pure messages are checked anyway.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sized
+
 import numpy as np
 
 from flower_ext.edge import edge_pb2 as pb
 from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.speculative.checks import LONGEST_DRAFT
-from flower_ext.speculative.messages import Ask, Distribution, Draft, Opening, Verdict
+from flower_ext.speculative.messages import (
+    Ask,
+    Distribution,
+    Draft,
+    Opening,
+    Score,
+    Scored,
+    Verdict,
+)
 from flower_ext.speculative.sampling import Probabilities
 
 __all__ = [
@@ -23,6 +34,10 @@ __all__ = [
     "draft_to_wire",
     "opening_from_wire",
     "opening_to_wire",
+    "score_from_wire",
+    "score_to_wire",
+    "scored_from_wire",
+    "scored_to_wire",
     "verdict_from_wire",
     "verdict_to_wire",
 ]
@@ -125,11 +140,7 @@ def draft_from_wire(message: pb.Draft, vocab_size: int) -> Draft:
         ("tokens", message.tokens),
         ("distributions", message.distributions),
     ):
-        if len(entries) > LONGEST_DRAFT:
-            raise InvalidInputError(
-                f"{name} may have {LONGEST_DRAFT} entries in one draft, got "
-                f"{len(entries)}: draft fewer tokens at once."
-            )
+        _check_entries(name, entries)
     for distribution in message.distributions:
         if len(distribution.ids) > vocab_size:
             raise InvalidInputError(
@@ -157,6 +168,59 @@ def ask_to_wire(ask: Ask) -> pb.DeviceMessage:
 def ask_from_wire(message: pb.Ask) -> Ask:
     """Return a question."""
     return Ask(round=message.round, first=message.first, count=message.count)
+
+
+def score_to_wire(score: Score) -> pb.DeviceMessage:
+    """Return a request for a score in its envelope."""
+    return pb.DeviceMessage(score=pb.Score(confirmed=score.confirmed, tail=score.tail))
+
+
+def score_from_wire(message: pb.Score) -> Score:
+    """Return a request for a score.
+
+    Raises
+    ------
+    InvalidInputError
+        If the tail has more entries than it may.
+    """
+    _check_entries("tail", message.tail)
+    return Score(confirmed=message.confirmed, tail=tuple(message.tail))
+
+
+def scored_to_wire(scored: Scored) -> pb.EdgeMessage:
+    """Return a score in its envelope."""
+    return pb.EdgeMessage(
+        scored=pb.Scored(
+            tokens=scored.tokens,
+            log_likelihood=scored.log_likelihood + 0.0,
+            agreeing=scored.agreeing,
+        )
+    )
+
+
+def scored_from_wire(message: pb.Scored, tokens: int) -> Scored:
+    """Return a score.
+
+    Parameters
+    ----------
+    message : Scored
+        From the wire.
+    tokens : int
+        The tokens that were to be scored.
+
+    Raises
+    ------
+    FlowerExtError
+        If it is none of so many tokens.
+    """
+    fits = message.tokens == tokens and message.agreeing <= tokens
+    if not (fits and -math.inf < message.log_likelihood <= 0):
+        raise FlowerExtError(
+            f"The edge's score, {message.agreeing} agreeing of {message.tokens} tokens "
+            f"and a log-likelihood of {message.log_likelihood}, is none of {tokens} "
+            "tokens: it is broken, or speaks another protocol."
+        )
+    return Scored(message.tokens, message.log_likelihood, message.agreeing)
 
 
 def verdict_to_wire(verdict: Verdict) -> pb.EdgeMessage:
@@ -213,6 +277,15 @@ def verdict_from_wire(message: pb.Verdict, vocab_size: int) -> Verdict:
         candidate_probabilities=drawn if candidates else None,
         seconds=message.seconds,
     )
+
+
+def _check_entries(name: str, entries: Sized) -> None:
+    """Raise if a field of a draft or a score has more entries than it may."""
+    if len(entries) > LONGEST_DRAFT:
+        raise InvalidInputError(
+            f"{name} may have {LONGEST_DRAFT} entries in one message, got "
+            f"{len(entries)}: draft fewer tokens at once."
+        )
 
 
 def _distribution_to_wire(distribution: Distribution) -> pb.Distribution:

@@ -31,6 +31,7 @@ class Counters:
         )
         self.rounds = counter("rounds", "Drafts verified.")
         self.questions = counter("questions", "Questions answered.")
+        self.scored = counter("texts_scored", "Texts scored.")
         self.drafted = counter("tokens_drafted", "Tokens in the drafts verified.")
         self.accepted = counter("tokens_accepted", "Of them, those accepted.")
         self.bytes_up = counter("uplink_bytes", "Bytes from devices.")

@@ -6,32 +6,36 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DeviceMessage(_message.Message):
-    __slots__ = ("hello", "opening", "resume", "draft", "ask", "close")
+    __slots__ = ("hello", "opening", "resume", "draft", "ask", "close", "score")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     OPENING_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     ASK_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     opening: Opening
     resume: Resume
     draft: Draft
     ask: Ask
     close: Close
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., opening: _Optional[_Union[Opening, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+    score: Score
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., opening: _Optional[_Union[Opening, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., score: _Optional[_Union[Score, _Mapping]] = ...) -> None: ...
 
 class EdgeMessage(_message.Message):
-    __slots__ = ("welcome", "opened", "verdict", "refusal")
+    __slots__ = ("welcome", "opened", "verdict", "refusal", "scored")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     opened: Opened
     verdict: Verdict
     refusal: Refusal
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    scored: Scored
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., scored: _Optional[_Union[Scored, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "tokenizer_fingerprint", "vocab_size")
@@ -148,6 +152,24 @@ class Verdict(_message.Message):
     candidate_probabilities: bytes
     seconds: float
     def __init__(self, round: _Optional[int] = ..., accepted: _Optional[int] = ..., token: _Optional[int] = ..., distribution: _Optional[_Union[Distribution, _Mapping]] = ..., candidates: _Optional[_Iterable[int]] = ..., candidate_probabilities: _Optional[bytes] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Score(_message.Message):
+    __slots__ = ("confirmed", "tail")
+    CONFIRMED_FIELD_NUMBER: _ClassVar[int]
+    TAIL_FIELD_NUMBER: _ClassVar[int]
+    confirmed: int
+    tail: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, confirmed: _Optional[int] = ..., tail: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Scored(_message.Message):
+    __slots__ = ("tokens", "log_likelihood", "agreeing")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
+    AGREEING_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    log_likelihood: float
+    agreeing: int
+    def __init__(self, tokens: _Optional[int] = ..., log_likelihood: _Optional[float] = ..., agreeing: _Optional[int] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("code", "message", "retry_seconds")

@@ -56,7 +56,8 @@ class EdgeServicer(object):
 
     def Verify(self, request_iterator, context):
         """One conversation. The device says Hello, then opens or resumes a session, then
-        sends drafts and questions about it, each of which is answered before the next.
+        sends drafts, questions about them and, in the end, a request for the text's score,
+        each of which is answered before the next.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

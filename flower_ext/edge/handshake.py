@@ -11,7 +11,7 @@ from flower_ext.edge.refusals import RefusedError
 
 __all__ = ["VERSION", "Terms"]
 
-VERSION = 1  # Of the protocol; edge and device must have the same.
+VERSION = 2  # Of the protocol; edge and device must have the same.
 
 
 @dataclass(frozen=True)

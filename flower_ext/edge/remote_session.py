@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from flower_ext.edge import edge_pb2 as pb
 from flower_ext.edge.connection import Connection, DeviceStream, TryAgainError
@@ -17,6 +18,8 @@ from flower_ext.edge.convert import (
     ask_to_wire,
     draft_to_wire,
     opening_to_wire,
+    score_to_wire,
+    scored_from_wire,
     verdict_from_wire,
 )
 from flower_ext.edge.loop_thread import LoopThread
@@ -24,31 +27,40 @@ from flower_ext.edge.patience import Patience
 from flower_ext.errors import FlowerExtError
 from flower_ext.network.clocks import Clock
 from flower_ext.speculative.errors import UnknownSessionError, VerifierUnavailableError
-from flower_ext.speculative.messages import Ask, Draft, Opening, Verdict
+from flower_ext.speculative.messages import (
+    Ask,
+    Draft,
+    Opening,
+    Score,
+    Scored,
+    Verdict,
+)
 from flower_ext.speculative.session import Traffic
 
 __all__ = ["RemoteSession"]
+
+T = TypeVar("T", Verdict, Scored)
 
 _CLOSING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class _Flight:
-    """A verdict on its way."""
+class _Flight(Generic[T]):
+    """A verdict or a score on its way."""
 
-    future: concurrent.futures.Future[Verdict]
+    future: concurrent.futures.Future[T]
 
     def done(self) -> bool:
         """Return whether it has arrived."""
         return self.future.done()
 
-    def result(self) -> Verdict:
+    def result(self) -> T:
         """Wait for it."""
         try:
             return self.future.result()
         except concurrent.futures.CancelledError:
             raise VerifierUnavailableError(
-                "The connection to the edge was closed while a draft was in flight."
+                "The connection to the edge was closed while an answer was in flight."
             ) from None
 
 
@@ -98,9 +110,13 @@ class RemoteSession:
         self._closing: concurrent.futures.Future[None] | None = None
         thread.submit(self._begin())
 
-    def send(self, message: Draft | Ask) -> _Flight:
+    def send(self, message: Draft | Ask) -> _Flight[Verdict]:
         """Send a draft, or ask for more about the last one."""
         return _Flight(self._thread.submit(self._deliver(message, self._clock.now())))
+
+    def score(self, message: Score) -> Scored:
+        """Have the text scored; whatever is lost meanwhile, it is asked for again."""
+        return _Flight(self._thread.submit(self._have_scored(message))).result()
 
     @property
     def closed(self) -> bool:
@@ -152,6 +168,7 @@ class RemoteSession:
                 self._generated[known:] = message.tail
                 self._draft, self._draft_is_known = message, False
             verdict = await self._insist(message)
+            assert isinstance(verdict, Verdict)
             waited = self._clock.now() - sent
             if isinstance(message, Draft):
                 self._generated += message.tokens[: verdict.accepted]
@@ -161,8 +178,15 @@ class RemoteSession:
         self.traffic.transmission_seconds += max(0.0, waited - verdict.seconds)
         return verdict
 
-    async def _insist(self, message: Draft | Ask) -> Verdict:
-        """Try until there is a verdict, or patience ends."""
+    async def _have_scored(self, message: Score) -> Scored:
+        """Return the score, whatever it takes."""
+        async with self._busy:
+            scored = await self._insist(message)
+        assert isinstance(scored, Scored)
+        return scored
+
+    async def _insist(self, message: Draft | Ask | Score) -> Verdict | Scored:
+        """Try until there is an answer, or patience ends."""
         patience = Patience(self._patience, self._clock)
         while True:
             try:
@@ -185,36 +209,46 @@ class RemoteSession:
                     "or let speculate(if_edge_is_lost='draft') finish without it."
                 )
 
-    async def _try(self, message: Draft | Ask) -> Verdict:
-        """Return the verdict, over the stream that is there or a new one."""
+    async def _try(self, message: Draft | Ask | Score) -> Verdict | Scored:
+        """Return the answer, over the stream that is there or a new one."""
         if self._stream is None:
             self._stream = await self._return()
             self.traffic.reconnections += 1
         assert self._draft is not None
-        if isinstance(message, Ask) and self._draft_is_known:
-            return await self._exchange(self._stream, ask_to_wire(message))
-        verdict = await self._exchange(self._stream, draft_to_wire(self._draft))
-        self._draft_is_known = True
-        if isinstance(message, Draft):
-            return verdict
-        return await self._exchange(self._stream, ask_to_wire(message))
+        if isinstance(message, Draft) or not self._draft_is_known:
+            verdict = await self._verdict(self._stream, draft_to_wire(self._draft))
+            self._draft_is_known = True
+            if isinstance(message, Draft):
+                return verdict
+        if isinstance(message, Ask):
+            return await self._verdict(self._stream, ask_to_wire(message))
+        reply = await self._exchange(self._stream, score_to_wire(message), "scored")
+        return scored_from_wire(reply.scored, message.confirmed)
 
-    async def _exchange(
+    async def _verdict(
         self, stream: DeviceStream, message: pb.DeviceMessage
     ) -> Verdict:
-        """Send a message, and return the verdict on it."""
+        """Send a draft or a question, and return the verdict on it."""
+        reply = await self._exchange(stream, message, "verdict")
+        assert self._connection.welcome is not None
+        return verdict_from_wire(reply.verdict, self._connection.welcome.vocab_size)
+
+    async def _exchange(
+        self, stream: DeviceStream, message: pb.DeviceMessage, wanted: str
+    ) -> pb.EdgeMessage:
+        """Send a message, and return the answer of the kind that is wanted."""
         await stream.write(message)
         reply = await stream.read()
         if reply.WhichOneof("message") == "opened":  # Not waited for when it was sent.
             self._opened = True
             reply = await stream.read()
-        if reply.WhichOneof("message") != "verdict":
+        if reply.WhichOneof("message") != wanted:
             raise FlowerExtError(
-                f"The edge at {self._connection.address} has sent no verdict: it is "
-                "broken, or speaks another protocol."
+                f"The edge at {self._connection.address} has sent "
+                f"{reply.WhichOneof('message')} where {wanted} was due: it is broken, "
+                "or speaks another protocol."
             )
-        assert self._connection.welcome is not None
-        return verdict_from_wire(reply.verdict, self._connection.welcome.vocab_size)
+        return reply
 
     async def _return(self) -> DeviceStream:
         """Take the session up on a new stream, or open it again."""

@@ -36,6 +36,8 @@ from flower_ext.speculative.messages import (
     Distribution,
     Draft,
     Opening,
+    Score,
+    Scored,
     Verdict,
 )
 from flower_ext.speculative.protocols import (
@@ -77,6 +79,8 @@ __all__ = [
     "Purpose",
     "Row",
     "Sampling",
+    "Score",
+    "Scored",
     "TokenOrigin",
     "TracedToken",
     "Traffic",

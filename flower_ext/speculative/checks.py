@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from flower_ext.errors import InvalidInputError, PrivateSegmentError
-from flower_ext.speculative.messages import Distribution, Draft
+from flower_ext.speculative.messages import Distribution, Draft, Score
 
-__all__ = ["LONGEST_DRAFT", "Hierarchy", "check_draft", "disclosed"]
+__all__ = ["LONGEST_DRAFT", "Hierarchy", "check_draft", "check_score", "disclosed"]
 
 LONGEST_DRAFT = 256  # Tokens; beyond some tens nothing is gained.
 
@@ -87,6 +87,26 @@ def check_draft(draft: Draft, vocab_size: int, protocol: str) -> None:
                 "Every drafted token's probability must be finite and lie in (0, 1], "
                 f"got {probability}."
             )
+
+
+def check_score(score: Score, vocab_size: int) -> None:
+    """Raise unless a request for a score is well-formed, whatever its session.
+
+    Raises
+    ------
+    InvalidInputError
+        If a number or an id is out of range.
+    """
+    if score.confirmed < max(1, len(score.tail)):
+        raise InvalidInputError(
+            "confirmed counts the tokens to score, the tail too: it must be at least "
+            f"{max(1, len(score.tail))}, got {score.confirmed}."
+        )
+    if len(score.tail) > LONGEST_DRAFT:
+        raise InvalidInputError(
+            f"A tail may have {LONGEST_DRAFT} tokens, got {len(score.tail)}."
+        )
+    check_ids("tail", score.tail, vocab_size)
 
 
 def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:

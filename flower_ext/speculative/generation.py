@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from flower_ext.speculative.messages import Scored
+
 __all__ = ["DraftVerdict", "FinishReason", "Generation", "TokenOrigin", "TracedToken"]
 
 FinishReason = Literal["length", "eos", "stop-string"]
@@ -89,6 +91,8 @@ class Generation:
         How often the connection was lost and made again.
     verdicts : tuple[DraftVerdict, ...] (default: ())
         Every draft with its verdict, in order.
+    score : Scored | None (default: None)
+        What the target thinks of the text; None: it was not asked, or stayed away.
     """
 
     tokens: tuple[int, ...]
@@ -110,6 +114,7 @@ class Generation:
     seconds: float
     reconnections: int
     verdicts: tuple[DraftVerdict, ...] = field(default=(), kw_only=True)
+    score: Scored | None = field(default=None, kw_only=True)
 
     def trace(self) -> list[TracedToken]:
         """Return all tokens of the text and, between them, those that were rejected.

@@ -14,7 +14,16 @@ import numpy as np
 
 from flower_ext.speculative.sampling import Probabilities
 
-__all__ = ["Ask", "Distribution", "Draft", "Opening", "Verdict", "varint_size"]
+__all__ = [
+    "Ask",
+    "Distribution",
+    "Draft",
+    "Opening",
+    "Score",
+    "Scored",
+    "Verdict",
+    "varint_size",
+]
 
 _GRPC_PREFIX = 5
 _TAG = 1  # Field numbers below 16 take one byte.
@@ -269,4 +278,55 @@ class Verdict:
             + _ids_size(self.candidates)
             + _floats_size(len(self.candidates))
             + _float_size(self.seconds)
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Device to edge, at the end of a text: asks how likely the target finds it.
+
+    Parameters
+    ----------
+    confirmed : int
+        The generated tokens of the text, ``tail`` included, at least 1; all of them are
+        scored. Fewer than the edge knows where the text has ended within a draft.
+    tail : tuple[int, ...] (default: ())
+        The last of them, as far as the edge cannot know them.
+    """
+
+    confirmed: int
+    tail: tuple[int, ...] = ()
+
+    @property
+    def wire_size(self) -> int:
+        """Bytes on the wire."""
+        return _sent_size(_number_size(self.confirmed) + _ids_size(self.tail))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Edge to device: what the target thinks of a text.
+
+    Parameters
+    ----------
+    tokens : int
+        The tokens scored.
+    log_likelihood : float
+        The sum of their log-probabilities under the target's own distribution, before
+        any warping, in nats; at most 0.
+    agreeing : int
+        Of them, those that are the target's likeliest, given the text before.
+    """
+
+    tokens: int
+    log_likelihood: float
+    agreeing: int
+
+    @property
+    def wire_size(self) -> int:
+        """Bytes on the wire."""
+        return _sent_size(
+            _number_size(self.tokens)
+            + _double_size(self.log_likelihood)
+            + _number_size(self.agreeing)
         )

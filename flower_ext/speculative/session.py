@@ -8,7 +8,14 @@ from typing import Protocol
 from flower_ext.network.clocks import Clock
 from flower_ext.network.link import Link
 from flower_ext.speculative.choices import Choices
-from flower_ext.speculative.messages import Ask, Draft, Opening, Verdict
+from flower_ext.speculative.messages import (
+    Ask,
+    Draft,
+    Opening,
+    Score,
+    Scored,
+    Verdict,
+)
 from flower_ext.speculative.verifier import Verifier
 
 __all__ = ["Edge", "EdgeSession", "LocalEdge", "Pending", "Traffic"]
@@ -70,6 +77,16 @@ class EdgeSession(Protocol):
 
     def send(self, message: Draft | Ask) -> Pending:
         """Send a draft, or ask for more about the last one."""
+        ...
+
+    def score(self, message: Score) -> Scored:
+        """Have the text scored, and wait for it; its traffic is of no account.
+
+        Raises
+        ------
+        VerifierUnavailableError
+            If the score will not come.
+        """
         ...
 
     def close(self) -> None:
@@ -210,6 +227,11 @@ class _LocalSession:
         self.traffic.verification_seconds += computing.seconds
         self.traffic.transmission_seconds += begin - sent + down
         return _Arrival(verdict, self._edge_idle + down, self._clock)
+
+    def score(self, message: Score) -> Scored:
+        """Have the text scored; that takes no time, and travels over no link."""
+        with self._clock.elsewhere():
+            return self._verifier.score(self._name, message)
 
     def close(self) -> None:
         """End the session."""

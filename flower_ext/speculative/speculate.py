@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
@@ -27,7 +28,14 @@ from flower_ext.speculative.drafter import Drafter, Drafting
 from flower_ext.speculative.ending import Ending
 from flower_ext.speculative.errors import VerifierUnavailableError
 from flower_ext.speculative.generation import DraftVerdict, FinishReason, Generation
-from flower_ext.speculative.messages import Ask, Draft, Opening, Verdict
+from flower_ext.speculative.messages import (
+    Ask,
+    Draft,
+    Opening,
+    Score,
+    Scored,
+    Verdict,
+)
 from flower_ext.speculative.protocols import (
     Chooser,
     VerificationProtocol,
@@ -76,6 +84,7 @@ def speculate(  # noqa: PLR0913 - what generate() takes, and where it runs
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: Streamer | None = None,
     if_edge_is_lost: Literal["raise", "draft"] = "raise",
+    score: bool = False,
     clock: Clock | None = None,
     choices: Choices | None = None,
 ) -> Generation:
@@ -121,6 +130,10 @@ def speculate(  # noqa: PLR0913 - what generate() takes, and where it runs
     if_edge_is_lost : str (default: "raise")
         ``"raise"``, or ``"draft"``: the small model finishes the text alone, and
         ``Generation.fallback_tokens`` counts what it chose.
+    score : bool (default: False)
+        Whether the target tells in the end what it thinks of the text, in
+        ``Generation.score``; neither the seconds nor the bytes of that are among the
+        generation's. A text that the edge has lost has none.
     clock : Clock | None (default: None)
         What times are told by; None: the edge's own, and for a verifier in this
         process a virtual clock, on which the link takes no waiting and the verifier
@@ -182,6 +195,7 @@ def speculate(  # noqa: PLR0913 - what generate() takes, and where it runs
     )
     device.drafting_ahead = drafting_ahead
     device.streamer = streamer
+    device.scored = score
     return device.generate(edge, opening, alone=if_edge_is_lost == "draft")
 
 
@@ -199,6 +213,7 @@ class _Device:
     ) -> None:
         self.drafting_ahead = False
         self.streamer: Streamer | None = None
+        self.scored = False
         self._drafting = drafting
         self._protocol = protocol
         self._draft_length = draft_length
@@ -225,19 +240,23 @@ class _Device:
             self.streamer.put(torch.tensor([self._drafting.tokens]))
         session = None
         try:
-            session = edge.start(opening, self._choices)
-            while self._finish is None:
-                self._round(session)
-        except VerifierUnavailableError:
-            if not alone:
-                raise
-            self._finish_alone()
+            try:
+                session = edge.start(opening, self._choices)
+                while self._finish is None:
+                    self._round(session)
+            except VerifierUnavailableError:
+                if not alone:
+                    raise
+                self._finish_alone()
+            if self.streamer is not None:
+                self.streamer.end()
+            generation = self._generation(session, self._clock.now() - begin)
+            if self.scored and session is not None and not self._fallback_tokens:
+                generation = replace(generation, score=self._score(session, alone))
         finally:
             if session is not None:
                 session.close()
-        if self.streamer is not None:
-            self.streamer.end()
-        return self._generation(session, self._clock.now() - begin)
+        return generation
 
     def _round(self, session: EdgeSession) -> None:
         """Draft, have it verified, and confirm."""
@@ -371,6 +390,18 @@ class _Device:
             self._take([token])
         self._fallback_tokens = len(self._tokens) - before
         self._drafting_seconds += self._extending_seconds
+
+    def _score(self, session: EdgeSession, alone: bool) -> Scored | None:
+        """Return what the target thinks of the text, if it still is there."""
+        # A text that has ended within a draft leaves out what was confirmed after that.
+        cut = self._drafting.generated - len(self._tokens)
+        tail = () if cut else self._tail
+        try:
+            return session.score(Score(len(self._tokens), tail))
+        except VerifierUnavailableError:
+            if not alone:
+                raise
+            return None
 
     def _generation(self, session: EdgeSession | None, seconds: float) -> Generation:
         """Return the text with its statistics."""

@@ -45,8 +45,8 @@ fallback_tokens, reconnections : int
     drafting_seconds, verification_seconds, transmission_seconds : float
         Where the time went.
     scored_tokens : int
-        Tokens whose likelihood under the target is known; 0 where no target was at
-        hand.
+        Tokens whose likelihood under the target is known; none of a text that the edge
+        was lost in.
     log_likelihood : float
         The sum of their log-probabilities under the target's own distribution, before
         any warping, in nats; at most 0.

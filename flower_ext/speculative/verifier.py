@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from flower_ext.errors import FlowerExtError, InvalidInputError
-from flower_ext.speculative.checks import check_draft
+from flower_ext.speculative.checks import LONGEST_DRAFT, check_draft, check_score
 from flower_ext.speculative.choices import Choices, KeyedChoices, Purpose
 from flower_ext.speculative.drafter import check_prompt
 from flower_ext.speculative.errors import MemoryBudgetError, UnknownSessionError
@@ -29,7 +29,14 @@ from flower_ext.speculative.language_model import (
     TransformersModel,
     as_language_model,
 )
-from flower_ext.speculative.messages import Ask, Draft, Opening, Verdict
+from flower_ext.speculative.messages import (
+    Ask,
+    Draft,
+    Opening,
+    Score,
+    Scored,
+    Verdict,
+)
 from flower_ext.speculative.protocols import (
     MOST_CANDIDATES,
     VerificationProtocol,
@@ -205,11 +212,13 @@ class Verifier:
         """Forget a session; one that is not there is forgotten already."""
         self._sessions.pop(session, None)
 
-    def check(self, session: str, message: Draft | Ask) -> None:
-        """Raise what :meth:`verify` or :meth:`answer` would, and change nothing."""
+    def check(self, session: str, message: Draft | Ask | Score) -> None:
+        """Raise what the message's own method would, and change nothing."""
         found = self._session(session)
         if isinstance(message, Ask):
             self._rejected(found, message)
+        elif isinstance(message, Score):
+            self._scored(found, message)
         else:
             self._check(found, message)
 
@@ -302,6 +311,62 @@ class Verifier:
         position, target = self._rejected(found, ask)
         return found.protocol.answer(ask, target, position, found.choices)
 
+    @torch.inference_mode()
+    def score(self, session: str, score: Score) -> Scored:
+        """Tell what the target thinks of a text, by one pass over what is generated.
+
+        Parameters
+        ----------
+        session : str
+            The session's name.
+        score : Score
+            The text. It may be asked for again, and the session goes on as before.
+
+        Returns
+        -------
+        Scored
+            How likely the target finds the text, under its own distribution.
+
+        Raises
+        ------
+        UnknownSessionError
+            If there is no such session.
+        InvalidInputError
+            If the text is malformed, is none that the session can have or is longer
+            than the model takes.
+        MemoryBudgetError
+            If the session's cache alone exceeds the budget.
+        FlowerExtError
+            If the target's logits are not finite.
+        """
+        found = self._session(session)
+        tokens = self._scored(found, score)
+        # The logits of generated position 0 are those after the prompt's last token.
+        first, end = found.start - 1, len(tokens) - 1
+        if found.cache is None:
+            found.cache = self.model.new_cache()
+        found.last_logits = None
+        found.cache.roll_back(first)
+        if found.cache.length < first:
+            new = tokens[found.cache.length : first]
+            self.model.extend([Row(found.cache, new, keep=1)])
+        log_likelihood, agreeing = 0.0, 0
+        # Not all at once: every position has the logits of a whole vocabulary.
+        for begin in range(first, end, LONGEST_DRAFT):
+            new = tokens[begin : min(begin + LONGEST_DRAFT, end)]
+            row = Row(found.cache, new, keep=len(new))
+            logits = self.model.extend([row])[0].float()
+            chosen = torch.tensor(tokens[begin + 1 :][: len(new)], device=logits.device)
+            logs = torch.log_softmax(logits, dim=-1).gather(1, chosen[:, None])
+            log_likelihood += float(logs.double().sum())
+            agreeing += int((logits.argmax(dim=-1) == chosen).sum())
+        found.cache.roll_back(len(found.tokens))
+        self._check_budget(found)
+        self._evict([found])
+        if not np.isfinite(log_likelihood):
+            raise _not_finite()
+        return Scored(score.confirmed, log_likelihood, agreeing)
+
     def _session(self, name: str) -> _Session:
         """Return a session, now the last used."""
         if name not in self._sessions:
@@ -328,6 +393,19 @@ class Verifier:
                 f"the edge knows, got {known}: open the session again."
             )
         self._check_length(session.start + draft.confirmed + len(draft.tokens))
+
+    def _scored(self, session: _Session, score: Score) -> list[int]:
+        """Return the text that a device wants to have scored, prompt included."""
+        check_score(score, self.vocab_size)
+        known = score.confirmed - len(score.tail)
+        if known > session.generated or (score.tail and known < session.generated):
+            raise InvalidInputError(
+                f"The text to score must consist of the {session.generated} generated "
+                f"tokens that the edge knows and a tail, or of the first of them, got "
+                f"{known} and a tail of {len(score.tail)}: open the session again."
+            )
+        self._check_length(session.start + score.confirmed)
+        return [*session.tokens[: session.start + known], *score.tail]
 
     def _check_length(self, length: int) -> None:
         """Raise if a text is longer than the model can attend to."""
@@ -412,10 +490,7 @@ class Verifier:
         """Accept and reject, and take the session to what is confirmed."""
         target = session.sampling.probabilities(logits)
         if not np.isfinite(target).all():
-            raise FlowerExtError(
-                "The target's logits are not finite: its weights are broken, or its "
-                "precision is too low for this text."
-            )
+            raise _not_finite()
         drafted = draft.probabilities.tolist() or [
             float(q.dense(self.vocab_size)[token])
             for q, token in zip(draft.distributions, draft.tokens, strict=True)
@@ -457,3 +532,11 @@ class Verifier:
                 held -= session.cache.nbytes
                 session.forget_cache()
                 self.evictions += 1
+
+
+def _not_finite() -> FlowerExtError:
+    """Return the error of a target that breaks."""
+    return FlowerExtError(
+        "The target's logits are not finite: its weights are broken, or its precision "
+        "is too low for this text."
+    )

@@ -256,6 +256,8 @@ def test_an_edge_that_never_answers_is_waited_for_once(
     metrics = told(reply)
     assert metrics["num-prompts"] == len(PROMPTS)
     assert metrics["fallback-tokens"] == metrics["num-tokens"] > 0
+    assert metrics["scored-tokens"] == 0
+    assert math.isnan(metrics["perplexity"])
 
 
 def test_an_edge_that_is_lost_is_waited_for_once(
@@ -289,7 +291,7 @@ def test_an_edge_that_is_lost_is_waited_for_once(
     fields: dict[str, Any] = {"edge": "grpc", "address": server.address}
     fields |= {"plaintext": True, "patience": patience, "if_edge_is_lost": "draft"}
     try:
-        DSSDTask(PROMPTS * 6)(ask(**fields), make_context())
+        metrics = told(DSSDTask(PROMPTS * 6)(ask(**fields), make_context()))
     finally:
         for edge in again:
             edge.stop()
@@ -298,3 +300,25 @@ def test_an_edge_that_is_lost_is_waited_for_once(
     assert sum(seconds[2:5]) < patience / 2
     assert fallen[:5] == [False, True, True, True, True]
     assert not fallen[-1]
+    # Eight tokens each of the texts that the edge was there for.
+    assert metrics["scored-tokens"] == 8 * fallen.count(False)
+    assert 1 < metrics["perplexity"] < 1000
+
+
+def test_scores_over_grpc_are_those_in_process(
+    make_context: MakeContext, pair: ModelPair
+) -> None:
+    fingerprint = tokenizer_fingerprint(pair.tokenizer)
+    for temperature in (0, 1):
+        here = told(DSSDTask(PROMPTS)(ask(temperature=temperature), make_context()))
+        with EdgeServer(pair.target, fingerprint, plaintext=True) as server:
+            fields: dict[str, Any] = {"edge": "grpc", "address": server.address}
+            fields |= {"plaintext": True, "temperature": temperature}
+            there = told(DSSDTask(PROMPTS)(ask(**fields), make_context()))
+
+        assert there["log-likelihood"] == pytest.approx(
+            here["log-likelihood"], abs=1e-4
+        )
+        assert there["perplexity"] == pytest.approx(here["perplexity"], abs=1e-4)
+        for name in ("scored-tokens", "compared-tokens", "agreeing-tokens"):
+            assert there[name] == here[name]

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from flower_ext.edge import EdgeServer, RemoteVerifier
 from flower_ext.edge import edge_pb2 as pb
-from flower_ext.edge.convert import draft_to_wire, opening_to_wire
+from flower_ext.edge.convert import draft_to_wire, opening_to_wire, score_to_wire
 from flower_ext.speculative import (
     PROTOCOLS,
     Distribution,
@@ -26,6 +26,7 @@ from flower_ext.speculative import (
     Drafter,
     Generation,
     Opening,
+    Score,
     Verifier,
     speculate,
 )
@@ -97,7 +98,7 @@ class Stranger:
         return self.random.choice([NAME, "s", "t", "0", "1", "", "s" * 65, "ü"])
 
     def valid(self) -> bytes:
-        kind = self.random.randrange(8)
+        kind = self.random.randrange(9)
         message = self.draft()
         if kind == 0:
             message = self.opening()
@@ -108,6 +109,8 @@ class Stranger:
             message = pb.DeviceMessage(ask=ask)
         elif kind == 3:
             message = hello(self.fingerprint)
+        elif kind == 4:
+            message = self.score()
         return serialized(message)
 
     def small(self) -> int:
@@ -141,13 +144,20 @@ class Stranger:
             )
         )
 
+    def score(self) -> pb.DeviceMessage:
+        tail = self.random.choices(range(VOCABULARY), k=self.random.randrange(2))
+        return score_to_wire(Score(1 + self.random.randrange(2), tuple(tail)))
+
     def wrong(self) -> bytes:
         """Return a message that has its form, and something out of range."""
         huge = self.random.choice([VOCABULARY, 2**31, 2**32 - 1])
         odd = self.random.choice([np.nan, np.inf, -1.0, 0.0, 2.0, 1e-45, 5e-324, 1e308])
-        if self.random.random() < 0.5:
+        kind = self.random.randrange(5)
+        if kind < 2:
             return serialized(self.wrong_opening(huge, odd))
-        return serialized(self.wrong_draft(huge, odd))
+        if kind < 4:
+            return serialized(self.wrong_draft(huge, odd))
+        return serialized(self.wrong_score(huge))
 
     def wrong_opening(self, huge: int, odd: float) -> pb.DeviceMessage:
         message = self.opening()
@@ -193,6 +203,20 @@ class Stranger:
         else:
             entry = draft.distributions.add(ids=[huge, 1, 1])
             entry.probabilities = np.ones(self.small(), dtype="<f4").tobytes()
+        return message
+
+    def wrong_score(self, huge: int) -> pb.DeviceMessage:
+        message = self.score()
+        change = self.random.randrange(4)
+        if change == 0:
+            message.score.confirmed = self.random.choice([0, huge])
+        elif change == 1:
+            message.score.tail.append(huge)
+        elif change == 2:
+            message.score.tail.extend([1] * 300)
+        else:
+            message.score.confirmed = huge
+            message.score.tail.extend([1] * 100)
         return message
 
 
@@ -289,20 +313,25 @@ def test_ten_thousand_messages_of_strangers() -> None:
     refused = metric(server, "refusals_total", code="INVALID_ARGUMENT")
     assert MESSAGES / 2 < refused < MESSAGES
     assert metric(server, "rounds_total") > MESSAGES / 100
+    assert metric(server, "texts_scored_total") > 10
 
 
 @pytest.mark.parametrize(
-    "draft",
+    "message",
     [
         pb.Draft(distributions=[pb.Distribution()] * 2_000_000),
         pb.Draft(tokens=[1] * 4_000_000),
         pb.Draft(tail=[1] * 4_000_000),
         pb.Draft(tokens=[1], distributions=[pb.Distribution(ids=[1] * 4_000_000)]),
+        pb.Score(confirmed=4_000_000, tail=[1] * 4_000_000),
     ],
-    ids=["distributions", "tokens", "tail", "ids"],
+    ids=["distributions", "tokens", "tail", "ids", "score"],
 )
-def test_a_message_of_four_megabytes_holds_nobody_up(draft: pb.Draft) -> None:
-    data = serialized(pb.DeviceMessage(draft=draft))
+def test_a_message_of_four_megabytes_holds_nobody_up(
+    message: pb.Draft | pb.Score,
+) -> None:
+    kind = "draft" if isinstance(message, pb.Draft) else "score"
+    data = serialized(pb.DeviceMessage(**{kind: message}))
     begin = time.perf_counter()
     pb.DeviceMessage.FromString(data)
     reading = time.perf_counter() - begin  # What this machine takes for its bytes.

@@ -69,7 +69,7 @@ def test_another_version_is_refused_with_both_numbers(
 ) -> None:
     monkeypatch.setattr(client, "VERSION", 7)
 
-    with pytest.raises(EdgeRefusedError, match=r"version 1 .* the device 7"):
+    with pytest.raises(EdgeRefusedError, match=r"version 2 .* the device 7"):
         connect(serve().address)
 
 

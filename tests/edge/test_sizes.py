@@ -17,10 +17,22 @@ from flower_ext.edge.convert import (
     draft_to_wire,
     opening_from_wire,
     opening_to_wire,
+    score_from_wire,
+    score_to_wire,
+    scored_from_wire,
+    scored_to_wire,
     verdict_from_wire,
     verdict_to_wire,
 )
-from flower_ext.speculative.messages import Ask, Distribution, Draft, Opening, Verdict
+from flower_ext.speculative.messages import (
+    Ask,
+    Distribution,
+    Draft,
+    Opening,
+    Score,
+    Scored,
+    Verdict,
+)
 
 VOCABULARY = 70_000  # Ids of one, two and three bytes.
 
@@ -137,6 +149,23 @@ def test_a_verdict(
     if distribution is not None:
         assert back.distribution is not None
         assert back.distribution.ids == distribution.ids
+
+
+@given(st.builds(Score, confirmed=number, tail=ids))
+def test_a_request_for_a_score(score: Score) -> None:
+    message = score_to_wire(score)
+
+    assert on_the_wire(message) == score.wire_size
+    assert score_from_wire(message.score) == score
+
+
+@given(number, st.floats(-1e300, 0), st.floats(0, 1))
+def test_a_score(tokens: int, log_likelihood: float, share: float) -> None:
+    scored = Scored(tokens, log_likelihood, int(share * tokens))
+    message = scored_to_wire(scored)
+
+    assert on_the_wire(message) == scored.wire_size
+    assert scored_from_wire(message.scored, tokens) == scored
 
 
 def test_a_dense_distribution() -> None:

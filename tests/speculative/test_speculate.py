@@ -40,6 +40,8 @@ from flower_ext.speculative import (
     Pending,
     Row,
     Sampling,
+    Score,
+    Scored,
     Traffic,
     TransformersModel,
     Verifier,
@@ -220,6 +222,11 @@ class LostEdge(LocalEdge):
                     raise VerifierUnavailableError("gone")
                 return session.send(message)
 
+            def score(self, message: Score) -> Scored:
+                if edge.left < 1:
+                    raise VerifierUnavailableError("gone")
+                return session.score(message)
+
             def close(self) -> None:
                 session.close()
 
@@ -240,6 +247,7 @@ def test_the_small_model_finishes_if_the_edge_is_lost(llamas: Pair) -> None:
             Sampling(temperature=0.7),
             generator=torch.Generator().manual_seed(0),
             if_edge_is_lost=if_edge_is_lost,
+            score=True,
         )
 
     found = lost("draft")
@@ -251,6 +259,7 @@ def test_the_small_model_finishes_if_the_edge_is_lost(llamas: Pair) -> None:
     assert 3 <= confirmed < 20
     assert len(found.tokens) == 20
     assert found.tokens[:confirmed] == whole.tokens[:confirmed]
+    assert found.score is None  # Some of it is the drafter's own.
     with pytest.raises(VerifierUnavailableError):
         lost("raise")
     with pytest.raises(InvalidInputError, match="if_edge_is_lost"):

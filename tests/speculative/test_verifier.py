@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from flower_ext.errors import InvalidInputError
+from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.speculative import (
     Ask,
     Distribution,
@@ -21,6 +21,7 @@ from flower_ext.speculative import (
     MemoryBudgetError,
     Opening,
     Sampling,
+    Score,
     UnknownSessionError,
     Verdict,
     Verifier,
@@ -178,6 +179,8 @@ def test_a_target_that_breaks_says_so_and_spoils_no_other() -> None:
 
     assert isinstance(good, Verdict)
     assert "not finite" in str(bad)
+    with pytest.raises(FlowerExtError, match="not finite"):
+        verifier.score("b", Score(1, (3,)))
 
 
 def test_closed_sessions_are_unknown(verifier: Verifier) -> None:
@@ -188,6 +191,75 @@ def test_closed_sessions_are_unknown(verifier: Verifier) -> None:
         verifier.verify("a", draft())
     with pytest.raises(UnknownSessionError):
         verifier.answer("a", Ask(1, 0, 1))
+
+
+def test_a_score_is_that_of_one_pass_and_changes_nothing(llamas: Pair) -> None:
+    tokens = np.random.default_rng(0).integers(64, size=340).tolist()
+    start = 10
+    with torch.no_grad():
+        logits: Any = llamas[1](torch.tensor([[*tokens, 5]])).logits[0, start - 1 : -1]
+    chosen = torch.tensor([*tokens[start:], 5])
+    logs = torch.log_softmax(logits.double(), -1).gather(1, chosen[:, None])[:, 0]
+    agrees = logits.argmax(-1) == chosen
+    opening = Opening("a", 7, tuple(tokens), generated=330)
+    undisturbed, scored = Verifier(llamas[1]), Verifier(llamas[1])
+    undisturbed.open(opening)
+    scored.open(opening)
+    other = draft(3, confirmed=330)
+    assert len(chosen) == 331  # More than fit into one piece.
+
+    for _ in range(2):  # Asked again, it is the same.
+        for confirmed, tail in ((330, ()), (331, (5,)), (100, ())):
+            found = scored.score("a", Score(confirmed, tail))
+
+            assert found.tokens == confirmed
+            assert found.log_likelihood == pytest.approx(
+                float(logs[:confirmed].sum()), abs=1e-3
+            )
+            assert found.agreeing == int(agrees[:confirmed].sum())
+    verdicts = [verifier.verify("a", other) for verifier in (undisturbed, scored)]
+    assert verdicts[0].accepted == verdicts[1].accepted
+
+
+def test_an_evicted_session_is_scored_and_the_budget_kept(llamas: Pair) -> None:
+    text = Opening("a", 7, tuple(range(64)), generated=40)
+    free = Verifier(llamas[1])
+    free.open(text)
+    tight = Verifier(llamas[1], memory_budget=free.cached_bytes)
+    tight.open(text)
+    tight.open(replace(text, session="b"))
+
+    assert tight.evictions == 1
+    found = tight.score("a", Score(40))
+    wanted = free.score("a", Score(40))
+    assert found.agreeing == wanted.agreeing
+    assert found.log_likelihood == pytest.approx(wanted.log_likelihood, abs=1e-4)
+    assert tight.evictions == 2
+    assert tight.cached_bytes <= free.cached_bytes
+
+
+@pytest.mark.parametrize(
+    ("score", "match"),
+    [
+        (Score(0), "at least 1"),
+        (Score(1, (1, 2)), "at least 2"),
+        (Score(1), "the 0 generated tokens"),
+        (Score(2, (1,)), "the 0 generated tokens"),
+        (Score(1, (8,)), r"\[0, 8\)"),
+        (Score(300, (1,) * 300), "256"),
+    ],
+    ids=str,
+)
+def test_bad_requests_for_a_score_are_refused(
+    verifier: Verifier, score: Score, match: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=match):
+        verifier.check("a", score)
+    with pytest.raises(InvalidInputError, match=match):
+        verifier.score("a", score)
+    with pytest.raises(UnknownSessionError):
+        verifier.score("b", score)
+    assert verifier.score("a", Score(1, (3,))).tokens == 1
 
 
 NAN = float("nan")

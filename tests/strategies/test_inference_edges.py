@@ -20,6 +20,7 @@ from flower_ext.clients import CodedClientApp, DSSDTask
 from flower_ext.edge import EdgeServer
 from flower_ext.errors import InvalidInputError
 from flower_ext.models import default_pair, tokenizer_fingerprint
+from flower_ext.speculative import Sampling
 from flower_ext.speculative.evaluation import DSSD_KEY
 from flower_ext.strategies import (
     DSSDEvaluation,
@@ -117,14 +118,25 @@ def test_a_served_edge_verifies_what_one_in_process_does(
     in_process = told(nodes, evaluation("in-process"))
 
     assert over_grpc["dssd.num-nodes"] == 3
-    for name in ("rounds", "drafted", "examined", "accepted"):
+    for name in ("rounds", "drafted", "examined", "accepted", "scored-tokens"):
         assert over_grpc[f"dssd.{name}"] == in_process[f"dssd.{name}"]
-    assert "dssd.perplexity" not in over_grpc  # The target is not at hand to score.
-    assert over_grpc["dssd.scored-tokens"] == 0
-    assert "dssd.perplexity" in in_process
+    assert over_grpc["dssd.scored-tokens"] == over_grpc["dssd.num-tokens"]
+    for name in ("perplexity", "log-likelihood"):
+        assert over_grpc[f"dssd.{name}"] == pytest.approx(
+            in_process[f"dssd.{name}"], abs=1e-4
+        )
     assert len({config["token"] for config in sent}) == 3
     assert all(config["root-certificate"] == cert.read_bytes() for config in sent)
     assert not listens(str(sent[0]["address"]))
+
+
+def test_greedy_agreement_is_told_over_grpc_too(nodes: Federation) -> None:
+    greedy = Sampling(temperature=0)
+    edge = ServedEdge(plaintext=True)
+    metrics = told(nodes, evaluation(edge, target="default", sampling=greedy))
+
+    assert metrics["dssd.compared-tokens"] == metrics["dssd.num-tokens"] > 0
+    assert metrics["dssd.greedy-agreement"] == 1.0
 
 
 def test_a_wrong_token_fails_that_node_alone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -39,7 +40,9 @@ def evaluation(**options: Any) -> DSSDEvaluation:
     )
 
 
-def measured(seconds: float = 1.0, tokens: int = 10, accepted: int = 3) -> DSSDTotals:
+def measured(
+    seconds: float = 1.0, tokens: int = 10, accepted: int = 3, **scores: Any
+) -> DSSDTotals:
     """Return a node's totals of one text."""
     return DSSDTotals(
         num_prompts=1,
@@ -52,6 +55,7 @@ def measured(seconds: float = 1.0, tokens: int = 10, accepted: int = 3) -> DSSDT
         uplink_bytes=100,
         latency_histogram=LatencyHistogram.of([seconds]),
         token_latency_histogram=LatencyHistogram.of([seconds / tokens], tokens),
+        **scores,
     )
 
 
@@ -175,6 +179,20 @@ def test_rates_are_weighted_by_tokens_and_quantiles_by_texts(
     everything: dict[str, Any] = dict(strategy.inference_metrics[1])
     assert sum(everything["dssd.latency-histogram"]) == 3
     assert everything["dssd.drafted"] == 24
+
+
+def test_only_what_is_scored_counts_in_the_perplexity(make_nodes: MakeNodes) -> None:
+    nodes = {
+        0: measured(1.0, 10, 1, scored_tokens=10, log_likelihood=-10 * math.log(2)),
+        1: measured(1.0, 30, 1, scored_tokens=20, log_likelihood=-20 * math.log(2)),
+        2: measured(1.0, 40, 1),
+    }
+    strategy = WithInference(FedAvg(), evaluation())
+    metrics = told(make_nodes(3, replying(nodes.__getitem__)).run(strategy))
+
+    assert metrics["dssd.num-tokens"] == 80
+    assert strategy.inference_metrics[1]["dssd.scored-tokens"] == 30
+    assert metrics["dssd.perplexity"] == pytest.approx(2)
 
 
 @pytest.mark.parametrize("make", [FedAvg, TwoStageCoded])
