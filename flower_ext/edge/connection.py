@@ -162,11 +162,16 @@ class DeviceStream:
         size: int = message.ByteSize()
         welcome = self._connection.welcome
         if welcome is not None and size > welcome.max_message_bytes:
+            fix = (
+                "shorten the prompt, generate fewer tokens or raise the edge's "
+                "max_message_bytes."
+                if message.HasField("opening")
+                else "draft fewer tokens at once, or choose a protocol that sends no "
+                "distributions up."
+            )
             raise InvalidInputError(
                 f"The message takes {size} bytes and the edge at "
-                f"{self._connection.address} at most {welcome.max_message_bytes}: "
-                "draft fewer tokens at once, or choose a protocol that sends no "
-                "distributions up."
+                f"{self._connection.address} at most {welcome.max_message_bytes}: {fix}"
             )
         try:
             await asyncio.wait_for(self._call.write(message), self._connection.timeout)

@@ -141,12 +141,11 @@ class RemoteSession:
         """Send hello and opening; what goes wrong is met by the first draft."""
         async with self._busy:
             try:
-                stream = await self._connection.open_stream(self.traffic)
-                size = await stream.write(opening_to_wire(self._opening))
+                self._stream = await self._connection.open_stream(self.traffic)
+                size = await self._stream.write(opening_to_wire(self._opening))
                 self.traffic.opening_bytes += size
-                self._stream = stream
             except (TryAgainError, FlowerExtError):
-                return
+                self._drop()
 
     async def _end(self) -> None:
         """Close the session, if the edge can be told."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import time
@@ -170,6 +171,22 @@ def test_a_message_longer_than_the_edge_takes(
     with pytest.raises(InvalidInputError, match="at most 1024: draft fewer"):
         generate(edge, [1, 2, 3], protocol="dsd", max_new_tokens=6)
     assert generate(edge, [1, 2, 3]).tokens == generate(None, [1, 2, 3]).tokens
+
+
+def test_a_prompt_longer_than_the_edge_takes_leaves_no_stream_behind(
+    serve: Serve, connect: Connect, generate: Generate
+) -> None:
+    server = serve(tokens=TOKENS, max_sessions_per_client=1, max_message_bytes=1024)
+    edge = connect(server.address, token="a-secret", patience=2)
+    gc.disable()  # It would end streams that nobody holds.
+    try:
+        for _ in range(5):  # More than a client may have streams.
+            with pytest.raises(InvalidInputError, match="1024: shorten the prompt"):
+                generate(edge, [500] * 900, max_new_tokens=6)
+        text = generate(edge, [1, 2, 3])
+    finally:
+        gc.enable()
+    assert text.tokens == generate(None, [1, 2, 3]).tokens
 
 
 def test_a_foreign_session_is_as_unknown_as_one_that_is_not(
