@@ -106,6 +106,7 @@ class RemoteSession:
         self._generated: list[int] = []  # Confirmed, as far as the device has told.
         self._draft: Draft | None = None  # The last, as the edge can take it.
         self._draft_is_known = False
+        self._first: Verdict | None = None  # On that draft, whenever it is sent again.
         self._opened = False  # Whether the edge has ever said so.
         self._closing: concurrent.futures.Future[None] | None = None
         thread.submit(self._begin())
@@ -166,6 +167,7 @@ class RemoteSession:
                 known = message.confirmed - len(message.tail)
                 self._generated[known:] = message.tail
                 self._draft, self._draft_is_known = message, False
+                self._first = None
             verdict = await self._insist(message)
             assert isinstance(verdict, Verdict)
             waited = self._clock.now() - sent
@@ -216,6 +218,7 @@ class RemoteSession:
         assert self._draft is not None
         if isinstance(message, Draft) or not self._draft_is_known:
             verdict = await self._verdict(self._stream, draft_to_wire(self._draft))
+            self._check_again(verdict)
             self._draft_is_known = True
             if isinstance(message, Draft):
                 return verdict
@@ -224,12 +227,34 @@ class RemoteSession:
         reply = await self._exchange(self._stream, score_to_wire(message), "scored")
         return scored_from_wire(reply.scored, message.confirmed)
 
+    def _check_again(self, verdict: Verdict) -> None:
+        """Raise if a draft that was sent again is judged otherwise than before.
+
+        What follows would be about another position than the device is at.
+        """
+        first = self._first = self._first or verdict
+        if (verdict.accepted, verdict.token) != (first.accepted, first.token):
+            raise FlowerExtError(
+                f"The edge at {self._connection.address} accepts {verdict.accepted} "
+                f"tokens of round {verdict.round} and draws {verdict.token}, where it "
+                f"had accepted {first.accepted} and drawn {first.token} before it "
+                "forgot the session: its target is another now, or computes otherwise. "
+                "Generate the text anew."
+            )
+
     async def _verdict(
         self, stream: DeviceStream, message: pb.DeviceMessage
     ) -> Verdict:
         """Send a draft or a question, and return the verdict on it."""
         reply = await self._exchange(stream, message, "verdict")
         assert self._connection.welcome is not None
+        assert self._draft is not None
+        if reply.verdict.round != self._draft.round:
+            raise FlowerExtError(
+                f"The edge at {self._connection.address} has sent a verdict of round "
+                f"{reply.verdict.round} where round {self._draft.round} was due: it is "
+                "broken, or speaks another protocol."
+            )
         return verdict_from_wire(reply.verdict, self._connection.welcome.vocab_size)
 
     async def _exchange(
