@@ -51,7 +51,7 @@ class Proxy(BaseHTTPRequestHandler):
             self._answer(200, self._taken(PushAppMessagesRequest.FromString(body)))
 
     def _taken(self, request: PushAppMessagesRequest) -> bytes:
-        return PushAppMessagesResponse(
+        answer = PushAppMessagesResponse(
             message_ids=[
                 m.metadata.message_id if m.metadata.dst_node_id in self.nodes else ""
                 for m in request.messages_list
@@ -61,7 +61,8 @@ class Proxy(BaseHTTPRequestHandler):
                 for tree in request.message_object_trees
                 for each in iterate_object_tree(tree)
             ],
-        ).SerializeToString()
+        )
+        return bytes(answer.SerializeToString())
 
     def _answer(self, status: int, content: bytes) -> None:
         self.send_response(status)
