@@ -562,6 +562,7 @@ class _Loading:
         # Who has not waited, by a clock that may be a little off: nothing is under way.
         if not arrivals and timeout and source.now() < begun + timeout / 2:
             self._lost(state, source)
+            return True
         return bool(arrivals)
 
     def _lost(self, state: Restoration, source: SegmentSource) -> None:

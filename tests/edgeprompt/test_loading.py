@@ -185,6 +185,83 @@ def test_a_link_that_drops_costs_time_only(
     assert completion.tokens == whole(pair, prompt())
 
 
+class _Dropped:
+    """A source that has nothing under way any more, and does not say so."""
+
+    def __init__(self, source: Any, after: int, drops: float) -> None:
+        self._source = source
+        self._left = after
+        self._drops = drops
+        self.asked: list[float] = []
+        self.dropped: list[float] = []
+
+    def now(self) -> float:
+        return float(self._source.now())
+
+    def request(
+        self, prefix: SharedPrefix, wanted: Sequence[Wanted], have_layers: int = 0
+    ) -> None:
+        self._prefix = prefix
+        self._source.request(prefix, wanted, have_layers)
+        if wanted:
+            self.asked.append(self.now())
+
+    def arrived(self, timeout: float) -> list[Arrival]:
+        if self._left <= 0 and timeout and len(self.dropped) < self._drops:
+            self._source.request(self._prefix, ())
+            self.dropped.append(self.now())
+        found: list[Arrival] = self._source.arrived(timeout)
+        self._left -= len(found)
+        return found
+
+
+@pytest.mark.parametrize("drops", [1, 3, math.inf])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_source_that_returns_nothing_at_once_has_lost_what_was_asked_for(
+    pair: ModelPair, service: SegmentService, after: int, drops: float
+) -> None:
+    made: list[_Dropped] = []
+
+    def wrap(source: Any) -> SegmentSource:
+        made.append(_Dropped(source, after, drops))
+        return made[0]
+
+    engine, _ = device(pair, service, FAST, wrap, precisions=[Precision.EXACT])
+    slow(engine)
+    begin = engine._clock.now()
+    completion = engine.generate(prompt(), 12, do_sample=False)
+    assert completion.tokens == whole(pair, prompt())
+    (source,) = made
+    # Asked again 0.1 s later, then twice as long: no timeout, of seconds here, passes.
+    again = [b - a for a, b in zip(source.dropped, source.asked[1:], strict=False)]
+    pauses = [0.1, 0.2, 0.4][: int(min(drops, 3))]
+    assert again[: len(pauses)] == pytest.approx(pauses)
+    if drops < math.inf:
+        assert completion.report.computed == 0
+        assert completion.time_to_first_token < begin + 2.0
+
+
+def test_a_last_layer_that_is_not_under_way_is_not_waited_for(
+    pair: ModelPair, service: SegmentService
+) -> None:
+    made: list[_Dropped] = []
+
+    def wrap(source: Any) -> SegmentSource:
+        made.append(_Dropped(source, 7, 1))  # Of four blocks of two layers.
+        return made[0]
+
+    link = Link(up=1e6, down=1e6, rtt=0.01)
+    engine, _ = device(pair, service, link, wrap, precisions=[Precision.EXACT])
+    slow(engine)
+    completion = engine.generate(prompt(), 12, do_sample=False)
+    assert completion.tokens == whole(pair, prompt())
+    assert completion.report.fetched.total() == 3
+    assert completion.report.computed == 1
+    assert completion.time_to_first_token < 5.0  # It would have waited for a minute.
+    (source,) = made
+    assert len(source.dropped) == len(source.asked) == 1
+
+
 def test_an_error_above_the_bound_is_not_used(
     pair: ModelPair, service: SegmentService
 ) -> None:
