@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="ids that are verified (default: those of the tokenizer)",
     )
-    add("--memory-budget", type=int, help="bytes of all caches (default: no limit)")
+    add("--memory-budget", type=int, help="bytes of all sessions (default: no limit)")
     add("--max-sessions", type=int, default=256, help="sessions open (default: 256)")
     add("--max-queue", type=int, default=128, help="messages waiting (default: 128)")
     add("--max-batch", type=int, default=16, help="drafts per pass (default: 16)")

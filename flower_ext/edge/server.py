@@ -70,7 +70,7 @@ class EdgeServer:
     plaintext : bool (default: False)
         Do without encryption.
     memory_budget : int | None (default: None)
-        Bytes of all caches, as :class:`~flower_ext.speculative.Verifier` has it.
+        Bytes of all sessions, as :class:`~flower_ext.speculative.Verifier` has it.
     max_sessions : int (default: 256)
         Sessions open, at least 1. A new one takes the place of the longest idle one
         whose device is away; that one is opened again when its device returns.

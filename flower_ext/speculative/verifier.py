@@ -3,8 +3,9 @@
 Drafts that arrive together are verified in one forward pass over ragged caches, each
 row with the logits that it would have alone. A session's cache grows by what is
 confirmed and is rolled back by what is rejected; under a memory budget the caches of
-sessions that have been idle longest are dropped, and rebuilt from their tokens when
-they return. Every random choice is keyed, so none of this changes a token.
+sessions that have been idle longest are dropped, with the logits and the distribution
+kept beside them, and rebuilt from their tokens when they return. Every random choice is
+keyed, so none of this changes a token.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ class _Session:
         The last draft's number.
     round_base : int
         Generated tokens that were known when that round began.
-    rejected : tuple[int, numpy.ndarray] | None
-        Position and P_j of the token that this round rejected.
+    rejected : tuple[int, numpy.ndarray | None] | None
+        Position and P_j of the token that this round rejected; None for P_j: it is not
+        asked about, or was dropped with the cache.
     """
 
     tokens: list[int]
@@ -82,17 +84,29 @@ class _Session:
     last_logits: torch.Tensor | None = None
     round: int = 0
     round_base: int = field(default=0)
-    rejected: tuple[int, Probabilities] | None = None
+    rejected: tuple[int, Probabilities | None] | None = None
 
     @property
     def generated(self) -> int:
         """The generated tokens that the edge knows."""
         return len(self.tokens) - self.start
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of what can be computed again."""
+        held = 0 if self.cache is None else int(self.cache.nbytes)
+        if self.last_logits is not None:
+            held += self.last_logits.nbytes
+        if self.rejected is not None and self.rejected[1] is not None:
+            held += self.rejected[1].nbytes
+        return held
+
     def forget_cache(self) -> None:
         """Drop what can be computed again."""
         self.cache = None
         self.last_logits = None
+        if self.rejected is not None:
+            self.rejected = (self.rejected[0], None)
 
 
 class Verifier:
@@ -107,8 +121,9 @@ class Verifier:
         vocabulary; the target's law is then the one given that no other id comes.
         None: all of the model's.
     memory_budget : int | None (default: None)
-        Bytes that the caches of all sessions may hold between calls; None: no limit.
-        A call may hold a padded copy of its own rows' on top.
+        Bytes that all sessions may hold between calls, in caches and in the logits and
+        distributions beside them; None: no limit. A call may hold a padded copy of its
+        own rows' on top.
 
     Raises
     ------
@@ -161,12 +176,8 @@ class Verifier:
 
     @property
     def cached_bytes(self) -> int:
-        """The bytes that the caches hold."""
-        return sum(
-            session.cache.nbytes
-            for session in self._sessions.values()
-            if session.cache is not None
-        )
+        """The bytes that the caches hold, and what is kept beside them."""
+        return sum(session.nbytes for session in self._sessions.values())
 
     def open(self, opening: Opening, choices: Choices | None = None) -> None:
         """Open a session, or open it anew, and compute its prompt.
@@ -306,10 +317,16 @@ class Verifier:
             If there is no such session.
         InvalidInputError
             If nothing was rejected in that round, or the numbers are out of range.
+        MemoryBudgetError
+            If the session's cache alone exceeds the budget.
         """
         found = self._session(session)
         position, target = self._rejected(found, ask)
-        return found.protocol.answer(ask, target, position, found.choices)
+        if target is None:
+            target = self._compute_again(found, position)
+        verdict = found.protocol.answer(ask, target, position, found.choices)
+        self._evict([found])
+        return verdict
 
     @torch.inference_mode()
     def score(self, session: str, score: Score) -> Scored:
@@ -415,7 +432,20 @@ class Verifier:
                 f"got {length}: shorten the prompt or generate fewer."
             )
 
-    def _rejected(self, session: _Session, ask: Ask) -> tuple[int, Probabilities]:
+    def _compute_again(self, session: _Session, position: int) -> Probabilities:
+        """Return P_j of a rejected token, which was dropped with the cache."""
+        self._catch_up(session)
+        text = session.tokens[: session.start + position]
+        session.cache.roll_back(len(text) - 1)
+        row = Row(session.cache, text[session.cache.length :], keep=1)
+        logits = self.model.extend([row])[0]
+        target: Probabilities = session.sampling.probabilities(logits)[0]
+        session.rejected = (position, target)
+        return target
+
+    def _rejected(
+        self, session: _Session, ask: Ask
+    ) -> tuple[int, Probabilities | None]:
         """Return position and P_j of what a device asks about."""
         if session.rejected is None or ask.round != session.round:
             raise InvalidInputError(
@@ -502,7 +532,10 @@ class Verifier:
         session.cache.roll_back(len(session.tokens))
         session.last_logits = None
         if accepted < len(draft.tokens):
-            session.rejected = (position, target[accepted].copy())
+            asked_about = (
+                target[accepted].copy() if session.protocol.candidates else None
+            )
+            session.rejected = (position, asked_about)
             verdict = session.protocol.reject(
                 draft, accepted, target[accepted], position, session.choices
             )
@@ -528,8 +561,8 @@ class Verifier:
         ]:
             if held <= self.memory_budget:
                 return
-            if session.cache is not None:
-                held -= session.cache.nbytes
+            if session.nbytes:
+                held -= session.nbytes
                 session.forget_cache()
                 self.evictions += 1
 

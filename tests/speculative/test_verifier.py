@@ -20,6 +20,7 @@ from flower_ext.speculative import (
     KeyedChoices,
     MemoryBudgetError,
     Opening,
+    Row,
     Sampling,
     Score,
     UnknownSessionError,
@@ -119,6 +120,59 @@ def test_evicted_sessions_go_on_as_if_they_had_not_been(llamas: Pair) -> None:
     assert found == wanted
     assert tight.evictions > 20
     assert tight.cached_bytes <= free.cached_bytes // 3
+
+
+def test_what_is_kept_beside_the_caches_counts(verifier: Verifier) -> None:
+    vocabulary = 4 * 8  # Bytes of one float32 for every id.
+    assert verifier.cached_bytes == 8 * 1  # A table's cache takes eight a token.
+
+    # All are accepted, and the logits after the last are kept for the next round.
+    sure = draft(bonus=False, probabilities=floats(1e-6, 1e-6))
+    assert verifier.verify("a", sure).accepted == 2
+    assert verifier.cached_bytes == 8 * 4 + vocabulary
+
+    verifier.open(Opening("a", 7, (0, 1), protocol="dssd-candidates"))
+    assert rejected(verifier, "a").accepted == 0
+    assert verifier.cached_bytes == 8 * 2 + vocabulary
+    # Nobody can ask about what dssd and dsd have rejected.
+    verifier.open(Opening("a", 7, (0, 1)))
+    assert rejected(verifier, "a").accepted == 0
+    assert verifier.cached_bytes == 8 * 2
+
+
+def rejected(verifier: Verifier, session: str) -> Verdict:
+    """Have tokens rejected that the target finds unlikely."""
+    logits = verifier.model.extend([Row(verifier.model.new_cache(), [0, 1], 1)])[0][0]
+    token = int(logits.argmin())
+    return verifier.verify(session, draft(tokens=(token,), probabilities=floats(1)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_question_about_an_evicted_session_has_the_same_answer(count: int) -> None:
+    def asked(verifier: Verifier) -> Verdict:
+        verifier.open(Opening("a", 7, (0, 1), protocol="dssd-candidates"))
+        assert rejected(verifier, "a").accepted == 0
+        verifier.open(Opening("b", 8, (0, 1, 2, 3)))
+        return verifier.answer("a", Ask(1, 0, count))
+
+    tight = Verifier(TableModel(500, seed=3), memory_budget=60)
+    free = Verifier(TableModel(500, seed=3))
+
+    found, wanted = asked(tight), asked(free)
+
+    assert tight.evictions > 0
+    assert tight.cached_bytes <= 60
+    assert found.candidates == wanted.candidates
+    if count:
+        assert len(found.candidates) == count
+    else:
+        assert found.distribution is not None
+        assert wanted.distribution is not None
+        difference = found.distribution.dense(500) - wanted.distribution.dense(500)
+        assert abs(difference).max() == 0
+    # And the session goes on.
+    again = [v.verify("a", draft(2, confirmed=1, tail=(5,))) for v in (tight, free)]
+    assert again[0].accepted == again[1].accepted
 
 
 def test_a_text_that_alone_exceeds_the_budget_is_refused(llamas: Pair) -> None:
