@@ -103,9 +103,9 @@ def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel
             "drafter-weights='message' needs exactly one ArrayRecord in the message, "
             f"got {len(records)}."
         )
-    weights = records[0].to_torch_state_dict()
+    sent = records[0].to_torch_state_dict()
+    weights = {name.removeprefix(_COMPILED): w for name, w in sent.items()}
     model = getattr(model, "_orig_mod", model)
-    weights = {name.removeprefix(_COMPILED): w for name, w in weights.items()}
     own: dict[str, torch.Tensor] = model.state_dict()
     load: Callable[..., object] = nn.Module.load_state_dict
     if weights.keys() != own.keys() and hasattr(model, "active_peft_config"):
