@@ -10,10 +10,18 @@ import grpc
 import numpy as np
 import pytest
 
+from flower_ext.edge import edge_pb2 as pb
 from flower_ext.edge import patience
-from flower_ext.edge.convert import draft_to_wire, opening_to_wire
+from flower_ext.edge.convert import draft_to_wire, opening_to_wire, score_to_wire
 from flower_ext.models import ModelPair
-from flower_ext.speculative import Choices, Draft, Generation, Opening, Verifier
+from flower_ext.speculative import (
+    Choices,
+    Draft,
+    Generation,
+    Opening,
+    Score,
+    Verifier,
+)
 from flower_ext.speculative.protocols import PROTOCOLS
 from tests.edge.conftest import Connect, Serve, metric
 from tests.edge.raw import Conversation, hello
@@ -199,6 +207,39 @@ def test_a_prompt_that_waits_is_forgotten_with_its_session(
     assert verifier.log == ["open", "open"]
     assert verifier.sessions == metric(server, "sessions_open") == 2
     for device in (first, old, new):
+        device.close()
+
+
+def test_a_score_that_waits_is_forgotten_with_its_stream(
+    serve: Serve, pair: ModelPair, fingerprint: str
+) -> None:
+    verifier = Gate(pair)
+    verifier.gate.set()
+    server = serve(model=verifier)
+    old, other, new = (Conversation(server.address) for _ in range(3))
+    for device in (old, other, new):
+        device.send(hello(fingerprint))
+        assert device.read().HasField("welcome")
+    old.send(opening_to_wire(Opening("s", 0, (1, 2, 3), generated=1)))
+    assert old.read().HasField("opened")
+    verifier.gate.clear()
+    other.send(opening_to_wire(Opening("other", 0, (1, 2, 3))))
+    while metric(server, "sessions_open") < 2 or metric(server, "queue_length") > 0:
+        threading.Event().wait(0.01)
+    old.send(score_to_wire(Score(1)))
+    while metric(server, "queue_length") < 1:
+        threading.Event().wait(0.01)
+
+    new.send(pb.DeviceMessage(resume=pb.Resume(session="s")))
+    assert new.read().HasField("opened")
+    assert old.status() is grpc.StatusCode.ABORTED
+    verifier.gate.set()
+    assert other.read().HasField("opened")
+    new.send(score_to_wire(Score(1)))
+    assert new.read().scored.tokens == 1
+
+    assert metric(server, "texts_scored_total") == 1
+    for device in (old, other, new):
         device.close()
 
 
