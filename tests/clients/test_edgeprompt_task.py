@@ -140,7 +140,7 @@ def test_what_is_fetched_is_told_by_precision(
         return prefill(*args)
 
     # On the device alone, which is left with the block that it begins with.
-    monkeypatch.setattr("flower_ext.edgeprompt.loader.prefill", slowly)
+    monkeypatch.setattr("flower_ext.edgeprompt.loading.prefill", slowly)
     link = Link(up=1e9, rtt=0.0)
     asked = ask(precisions=("int8",), max_error=0.1)
     metrics = told(make_task(link=lambda context: link)(asked, make_context()))
@@ -253,7 +253,7 @@ def test_an_edge_cannot_tell_that_a_prompt_was_refused(
     # Nothing stays on the device, as after a stalled link: every load asks again.
     monkeypatch.setattr(LinkedSource, "__init__", watched)
     monkeypatch.setattr(KVStore, "put", put_at_the_edge)
-    monkeypatch.setattr(PrefixLoader, "_remember", lambda *args: None)
+    monkeypatch.setattr(PrefixLoader, "remember", lambda *args: None)
     asked = ask(("public", PUBLIC[:400]), precisions=("exact",))
     seen = []
     for prompt in ("ROMEO:", TOO_LONG, NO_TOKENS):

@@ -26,5 +26,5 @@ class LengthInThePlan(EdgePrompt):
 
     def shared_prefix(self, hierarchy: PromptHierarchy) -> SharedPrefix:
         long = len(hierarchy.private_tokens) > 30
-        self._loader._precisions = (Precision.INT8 if long else Precision.EXACT,)
+        self._loader.precisions = (Precision.INT8 if long else Precision.EXACT,)
         return super().shared_prefix(hierarchy)

@@ -272,7 +272,7 @@ def test_an_error_above_the_bound_is_not_used(
         precisions=[Precision.INT4, Precision.INT8],
         max_error=1e-3,
     )
-    engine._loader._errors |= {Precision.INT4: 0.0, Precision.INT8: 0.0}  # It hopes.
+    engine._loader.errors |= {Precision.INT4: 0.0, Precision.INT8: 0.0}  # It hopes.
     completion = engine.generate(prompt(), 12, do_sample=False)
     assert completion.report.computed == 4
     assert completion.report.largest_error == 0.0

@@ -293,7 +293,7 @@ def test_a_part_of_a_block_is_the_same_whatever_the_private_text(
     rows = []
     for length in (1, 1, 79):  # The service has its blocks after the first.
         engine, source = new_device(EdgePrompt, model, service, link)
-        engine._loader._precisions = (Precision.EXACT,)
+        engine._loader.precisions = (Precision.EXACT,)
         engine._loader.link.arrived(1000, 1000 / rate)
         for count in (64, 128, 256):
             engine._loader.speed.computed(0, count, 0.02 * count)
