@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from os import PathLike
 from typing import Any
 
@@ -109,13 +109,7 @@ def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel
     own: dict[str, torch.Tensor] = model.state_dict()
     load: Callable[..., object] = nn.Module.load_state_dict
     if weights.keys() != own.keys() and hasattr(model, "active_peft_config"):
-        # Only whoever uses PEFT has it.
-        from peft import (  # noqa: PLC0415
-            get_peft_model_state_dict,
-            set_peft_model_state_dict,
-        )
-
-        own, load = get_peft_model_state_dict(model), set_peft_model_state_dict
+        own, load = _adapter(model, weights)
     wrong = sorted(weights.keys() ^ own.keys()) or [
         name for name in own if own[name].shape != weights[name].shape
     ]
@@ -129,6 +123,28 @@ def with_weights(model: PreTrainedModel, content: RecordDict) -> PreTrainedModel
     changed = copy.deepcopy(model)
     load(changed, weights)
     return changed
+
+
+def _adapter(
+    model: Any, weights: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], Callable[..., object]]:
+    """Return the weights of a model's adapter, and what loads such ones."""
+    # Only whoever uses PEFT has it.
+    from peft import (  # noqa: PLC0415
+        get_peft_model_state_dict,
+        set_peft_model_state_dict,
+    )
+
+    name = model.active_adapter
+    own: dict[str, torch.Tensor] = {}
+    # Embeddings count if they were sent; left to itself, PEFT would ask the hub.
+    for embeddings in (True, False):
+        own = get_peft_model_state_dict(
+            model, adapter_name=name, save_embedding_layers=embeddings
+        )
+        if own.keys() == weights.keys():
+            break
+    return own, partial(set_peft_model_state_dict, adapter_name=name)
 
 
 def load_once(

@@ -29,7 +29,7 @@ from flower_ext.strategies.checkpoint_codec import State, decode, encode
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 
-_FORMAT = 1
+_FORMAT = 2
 _DRAFT = re.compile(r"\.(?:round|told)-\d+\.(?:json|safetensors)\.(\d+)")
 
 

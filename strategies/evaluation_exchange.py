@@ -92,6 +92,8 @@ def ask(
                 times.answered(node, grid.now - start)
         else:
             grid.note_late(arrival)
+    if not grid.virtual:
+        times.end(waiting.values(), grid.now - start)
     return Asked(arrivals, list(waiting.values()), gone)
 
 

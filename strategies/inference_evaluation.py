@@ -35,9 +35,10 @@ class InferenceEvaluation(ABC, Generic[Measured]):
         Ask in every round whose number this divides; at least 1.
     timeout : float | None (default: None)
         Seconds after which a round goes on without those that have not answered; None:
-        three times as long as they took in earlier rounds, at least ten, and as long as
-        an edge may be waited for; in the first round three times as long as the first
-        half, and until half have answered twenty times as long as those that have. What
+        three times as long as the slowest took in its last three answers, at least ten,
+        and as long as an edge may be waited for; where nothing is known, three times as
+        long as the first half took, and until half have answered twenty times as long
+        as those that have. What
         the run gives its rounds is the most, and holds alone on a coded strategy's
         virtual clock. Nodes that are gone are not waited for.
     seed : int (default: 0)

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flower_ext.strategies.answer_times import AnswerTimes
 from flower_ext.strategies.evaluation_exchange import ask
 from flower_ext.strategies.poller import ReplyPoller
+from flower_ext.strategies.pushing import push
 from flower_ext.strategies.staged_grid import StagedGrid
 
 __all__ = ["Answer", "choose_nodes", "exchange"]
@@ -103,11 +104,18 @@ def exchange(
         lost = set(asked.gone)
     else:
         replies, lost = _by_polling(grid, messages, times, timeout)
-    late = f"no answer within {min(times.deadline, timeout):.3g} s"
+    late = f"no answer within {_limit(grid, times, timeout):g} s"
     return [
         _answer(node, replies.get(node), _LOST if node in lost else late)
         for node in nodes
     ]
+
+
+def _limit(grid: Grid, times: AnswerTimes, timeout: float) -> float:
+    """Return how many seconds answers were waited for."""
+    if isinstance(grid, StagedGrid) and grid.virtual:
+        return timeout
+    return round(min(times.deadline, timeout), 1)
 
 
 def _answer(node_id: int, reply: Message | None, otherwise: str) -> Answer:
@@ -127,7 +135,7 @@ def _by_polling(
     grid: Grid, messages: list[Message], times: AnswerTimes, timeout: float
 ) -> _Replies:
     """Exchange messages on a grid of Flower's."""
-    taken = set(grid.push_messages(messages))
+    taken = push(grid, messages)
     nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
     lost = {node for message_id, node in nodes.items() if message_id not in taken}
     waiting = {i: node for i, node in nodes.items() if i in taken}
@@ -136,27 +144,37 @@ def _by_polling(
     poller.add(waiting)
     times.begin(waiting.values())
     begin = looked = time.monotonic()
+
+    def take(seconds: float) -> bool:
+        found = poller.get(seconds)
+        if found is None:
+            return False
+        # Of a node that was taken for gone, a reply may have been on its way.
+        node = nodes[found[0]]
+        waiting.pop(found[0], None)
+        lost.discard(node)
+        replies[node] = found[1]
+        if not found[1].has_error():
+            times.answered(node, time.monotonic() - begin)
+        return True
+
     try:
         while waiting:
-            now = time.monotonic()
-            left = begin + min(times.deadline, timeout) - now
+            left = begin + min(times.deadline, timeout) - time.monotonic()
             if left <= 0:
                 break
-            if now - looked >= _LIST_EVERY:
-                looked = now
+            if take(min(left, _LIST_EVERY)):
+                continue
+            if time.monotonic() - looked >= _LIST_EVERY:
                 listed = set(grid.get_node_ids())
+                while take(0.0):  # what has come before they left
+                    pass
                 for message_id, node in list(waiting.items()):
                     if node not in listed:
                         poller.drop(message_id)
                         lost.add(waiting.pop(message_id))
-                continue
-            found = poller.get(min(left, _LIST_EVERY))
-            if found is None:
-                continue
-            node = waiting.pop(found[0])
-            replies[node] = found[1]
-            if not found[1].has_error():
-                times.answered(node, time.monotonic() - begin)
+                looked = time.monotonic()
     finally:
         poller.close()
+    times.end(waiting.values(), time.monotonic() - begin)
     return replies, lost

@@ -38,6 +38,7 @@ from flower_ext.strategies.evaluation_exchange import EvaluationExchange
 from flower_ext.strategies.fleet import Fleet
 from flower_ext.strategies.grid_wrapper import GridWrapper
 from flower_ext.strategies.poller import Poller, ReplyPoller
+from flower_ext.strategies.pushing import push
 from flower_ext.strategies.replies import content_bytes, summary_of
 from flower_ext.strategies.resumption import Resumption, grid_state
 from flower_ext.strategies.roll_call import RollCall
@@ -231,7 +232,7 @@ class StagedGrid(GridWrapper):
         """
         if not messages:
             return []
-        taken = self._taken(messages)
+        taken = push(self._grid, messages)
         sent: list[Sent | None] = []
         for i, message in enumerate(messages):
             message_id = message.metadata.message_id
@@ -259,31 +260,6 @@ class StagedGrid(GridWrapper):
                 self.fleet[node_id].jobs.add(message_id)
         self._arrivals.add([s for s in sent if s])
         return sent
-
-    def _taken(self, messages: list[Message]) -> set[str]:
-        """Push messages, and return the ids of those that the SuperLink has taken.
-
-        Flower's grid returns an empty id for a node that is not known, and no ids at
-        all where a request was too large (HTTP 413).
-        """
-        ids = list(self._grid.push_messages(messages))
-        if ids:
-            return {i for i in ids if i}
-        if len(messages) > 1:  # one by one they may be small enough
-            return {i for message in messages for i in self._taken([message])}
-        (message,) = messages
-        node_id = message.metadata.dst_node_id
-        if node_id not in self._grid.get_node_ids():  # in a simulation's grid
-            return set()
-        size = content_bytes(message.content) / 1e6
-        raise FlowerExtError(
-            f"A message with {size:.1f} MB of arrays to node {node_id}, which the "
-            "SuperLink knows, was refused as too large. Flower sends arrays in pieces "
-            "of 5 MB; what lies between the ServerApp and the SuperLink, a proxy say, "
-            "lets none of that size pass. Raise its limit to 8 MB or more (of nginx: "
-            "client_max_body_size), there and between the SuperLink and its nodes, or "
-            "go without it."
-        )
 
     def receive(self, until: float) -> Arrival | None:
         """Return the next reply, having noted what it tells of its node.

@@ -144,4 +144,5 @@ class Run:
                     f"Run {self.run_id} is {found[0]} after {timeout:g} s, and goes "
                     "on: end it with stop(), or give it a longer timeout."
                 )
+            time.sleep(_PAUSE)
         return RunResult(self.run_id, *found, log)

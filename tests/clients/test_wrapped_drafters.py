@@ -44,13 +44,13 @@ def pair() -> ModelPair:
     return default_pair()
 
 
-def with_adapter(model: nn.Module, seed: int = 1) -> Any:
+def with_adapter(model: nn.Module, seed: int = 1, name: str = "default") -> Any:
     """Return a copy with an adapter that is not the identity."""
     torch.manual_seed(seed)
     lora = LoraConfig(
         task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False
     )
-    return get_peft_model(copy.deepcopy(model), lora)
+    return get_peft_model(copy.deepcopy(model), lora, adapter_name=name)
 
 
 def text(draft: Any, pair: ModelPair, target: Any = None) -> Generation:
@@ -137,6 +137,27 @@ def test_a_message_brings_a_model_or_its_adapter(
     as_own = DSSDTask(["ROMEO:"], drafter=own, tokenizer=pair.tokenizer)
     assert found != reply(as_own, before, make_context({"partition-id": 0}))
     assert all(torch.equal(before[n], w) for n, w in own.state_dict().items())
+
+
+def test_an_adapter_may_have_another_name_and_nobody_is_asked_for_it(
+    make_context: MakeContext, pair: ModelPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any, **__: Any) -> bool:
+        raise AssertionError("The hub was asked.")
+
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", asked)
+    context = make_context({"partition-id": 0})
+    own = with_adapter(pair.draft, seed=2, name="mine")
+    sent = with_adapter(pair.draft, seed=1, name="mine")
+    weights = get_peft_model_state_dict(
+        sent, adapter_name="mine", save_embedding_layers=False
+    )
+    task = DSSDTask(["ROMEO:"], drafter=own, tokenizer=pair.tokenizer)
+
+    found = reply(task, weights, context)
+
+    as_sent = DSSDTask(["ROMEO:"], drafter=sent, tokenizer=pair.tokenizer)
+    assert found == reply(as_sent, sent.state_dict(), context)
 
 
 def test_weights_of_a_compiled_model_are_taken(
