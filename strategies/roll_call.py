@@ -16,6 +16,7 @@ from flower_ext.strategies.fleet import Fleet
 __all__ = ["RollCall"]
 
 _ASK_AGAIN = 5.0  # seconds until a node that failed to say what it holds is asked again
+_OUR_ERROR = InvalidInputError.__name__  # in a reply: it says what is wrong
 _APP_ERRORS = (
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
     ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
@@ -86,8 +87,9 @@ class RollCall:
                 log(
                     WARNING,
                     "Node %d did not say which partitions it holds and gets no work. "
-                    "Does it run a CodedClientApp? It replied: %s",
+                    "%sIt replied: %s",
                     node_id,
+                    "" if _OUR_ERROR in str(error) else "Is it a CodedClientApp? ",
                     error,
                 )
             self._refusals[node_id] = str(error)
@@ -110,6 +112,11 @@ class RollCall:
         return node_id in self._refusals
 
     @property
+    def refusals(self) -> int:
+        """How many nodes have answered without saying what they hold."""
+        return len(self._refusals)
+
+    @property
     def hopeless(self) -> bool:
         """Whether nodes have refused, and none of them will be asked again."""
         return bool(self._refusals) and not self._ask_again
@@ -126,11 +133,16 @@ class RollCall:
         """
         refusal = next(iter(self._refusals.values()), None)
         if refusal is not None:
+            needed = (
+                ""
+                if _OUR_ERROR in refusal
+                else "Coded training needs clients built with flower_ext.clients."
+                "CodedClientApp (or coded_mod first in the app's mods). "
+            )
             return (
                 f"{len(self._refusals)} nodes do not answer a holdings request, "
-                f"{known} do, {least} are needed. Coded training needs clients built "
-                "with flower_ext.clients.CodedClientApp (or coded_mod first in the "
-                f"app's mods). The first of them replied: {refusal}"
+                f"{known} do, {least} are needed. {needed}The first of them replied: "
+                f"{refusal}"
             )
         return (
             f"{known} nodes were ready after {waited:.0f} s, {least} are needed: start "

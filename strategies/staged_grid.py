@@ -51,6 +51,7 @@ from flower_ext.strategies.verification import LateChecks
 
 __all__ = ["LateReply", "StagedGrid", "StagedTask"]
 
+_LOUD_EVERY = 15.0  # seconds between two warnings that a run waits in vain
 _LIST_EVERY = 2.0  # seconds between two looks at who is listed
 # Nodes that stay silent this many times longer than the first are left out.
 _GRACE = 2.0
@@ -350,9 +351,19 @@ class StagedGrid(GridWrapper):
                 self._roll_call.hopeless and not known and not silent
             ):
                 raise FlowerExtError(self._roll_call.too_few(least, known, waited))
-            if waited - told > 5:
+            refusals = self._roll_call.refusals
+            if waited - told > (_LOUD_EVERY if refusals else 5.0):
                 told = waited
-                log(INFO, "Waiting for nodes: %d of %d are ready", known, least)
+                log(
+                    WARNING if refusals else INFO,
+                    "Waiting for nodes: %d of %d are ready%s",
+                    known,
+                    least,
+                    f", {refusals} replied an error (above): end their SuperNodes and "
+                    f"start them as they should be; giving up after {limit:.0f} s"
+                    if refusals
+                    else "",
+                )
             if self.virtual and not silent:
                 self._clock.sleep_until(self._clock.now() + min(0.2, limit))
             until = self.now if self.virtual else self.now + min(0.1, limit)

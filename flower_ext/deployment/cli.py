@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
+import re
 import shlex
 import shutil
 import signal
 import tempfile
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -26,6 +28,7 @@ from flower_ext.errors import InvalidInputError
 
 __all__ = ["add_arguments", "run"]
 
+_QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'")
 _INTERRUPTED = 130  # What shells report of a program that Ctrl-C has ended.
 
 
@@ -56,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--node-config",
         metavar="CONFIG",
         action="append",
-        help="once for every node, in their order (default: partition-id and "
-        "num-partitions)",
+        help="of one node; give it as often as there are nodes, in their order "
+        "(default: partition-id and num-partitions of each)",
     )
     add(
         "--dir",
@@ -76,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
     """Bring a federation up; run an app on it, or wait for a signal."""
     app = None if options.app is None else Path(options.app)
     app_keys = set() if app is None else _config_keys(app)
+    if app is not None:
+        _check_run_config(options.run_config, app_keys)
     over = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -161,6 +166,24 @@ def _config_keys(app: Path) -> set[str]:
             f"--run {str(app)!r} is no Flower App: {file} must have [tool.flwr.app] "
             f"({error!r})."
         ) from error
+
+
+def _check_run_config(configs: Sequence[str], keys: set[str]) -> None:
+    """Raise for a key that the app has not, before anything is started."""
+    for config in configs:
+        if config.endswith(".toml"):  # flwr run takes files, too
+            continue
+        # As flwr does: values in quotes may have blanks.
+        for key in re.findall(r"(?:^|\s)([^\s=\"']+)\s*=", _QUOTED.sub('""', config)):
+            if key not in keys:
+                near = difflib.get_close_matches(key, keys, n=1)
+                hint = (
+                    f"did you mean '{near[0]}'?" if near else f"it has {sorted(keys)}."
+                )
+                raise InvalidInputError(
+                    f"--run-config {config!r}: the app has no run-config key '{key}': "
+                    f"{hint}"
+                )
 
 
 def _tell(federation: LocalFederation, edge: dict[str, Value]) -> None:

@@ -109,8 +109,8 @@ class LocalFederation:
             ]
         if len(node_configs) != nodes:
             raise InvalidInputError(
-                f"node_configs must have one for each of {nodes} nodes, got "
-                f"{len(node_configs)}."
+                f"node_configs must have one for each of {nodes} nodes, in their order "
+                f"(--node-config given {nodes} times), got {len(node_configs)}."
             )
         self.folder = Path(folder).absolute()
         self.home = self.folder / "flwr-home"

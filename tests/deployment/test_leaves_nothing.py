@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from flower_ext.cli import main
 from flower_ext.deployment import LocalFederation
+from flower_ext.deployment.cli import _check_run_config
 from flower_ext.deployment.parts import program
 from flower_ext.deployment.processes import end_marked, marked, start
 from flower_ext.errors import FlowerExtError, InvalidInputError
+from tests.deployment.conftest import EXPERIMENTS
 from tests.deployment.lists_flower_ext import write_app
 
 
@@ -230,3 +233,27 @@ def test_a_folder_without_an_app_is_refused_before_anything_starts(
     assert done.returncode == 1
     assert "is no Flower App" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ("num-node=2", "no run-config key 'num-node': did you mean 'num-nodes'?"),
+        ('num-nodes=2 strategies="uncoded" clok="wall"', "did you mean 'clock'?"),
+        ("xyz=1", "no run-config key 'xyz': it has ['V'"),
+    ],
+)
+def test_a_mistyped_run_config_key_is_named_before_anything_starts(
+    config: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = str(EXPERIMENTS / "two_stage_coded")
+    command = ["federation", "--run", app, "--run-config", config]
+    assert main([*command, "--dir", str(tmp_path / "new")]) == 1
+
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_values_may_look_like_keys() -> None:
+    config = "results-dir=\"/a b=1/c\" num-nodes=2 strategies='x=1 y=2'"
+    _check_run_config([config, "file.toml"], {"results-dir", "num-nodes", "strategies"})

@@ -214,3 +214,38 @@ def test_stock_client_among_coded_ones_gets_no_work(
     assert_exact(result)
     assert "Node 103 did not say which partitions it holds" in logged.text
     assert 103 not in {node for node, _ in nodes.grid.assignments()}
+
+
+@pytest.mark.parametrize(
+    ("reason", "asked"),
+    [
+        ("KeyError: 'arrays'", True),
+        ("<class 'flower_ext.errors.InvalidInputError'>:<'Unknown key'>", False),
+    ],
+)
+def test_a_run_that_waits_for_a_node_with_an_error_says_so_aloud(
+    reason: str,
+    asked: bool,
+    federation: type[Federation],
+    error_reply: Callable[..., Message],
+    logged: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flower_ext.strategies.staged_grid._LOUD_EVERY", 0.2)
+    nodes = federation(2)
+    handle = nodes.grid.handler
+
+    def handler(message: Message) -> tuple[Message | None, float]:
+        if message.metadata.dst_node_id == 101:
+            return error_reply(message, 2, reason), 0.0
+        return handle(message)
+
+    nodes.grid.handler = handler
+    with pytest.raises(FlowerExtError, match="1 do, 2 are needed") as caught:
+        nodes.run(TwoStageCoded(), timeout=1.0)
+
+    warnings = [r.message for r in logged.records if r.levelname == "WARNING"]
+    assert any("1 of 2 are ready, 1 replied an error" in told for told in warnings)
+    assert ("CodedClientApp" in str(caught.value)) is asked
+    assert any("Is it a CodedClientApp?" in told for told in warnings) is asked
+    assert reason in str(caught.value)

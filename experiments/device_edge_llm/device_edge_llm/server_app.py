@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -218,8 +219,8 @@ def make_results_folder(settings: Settings) -> Path:
     try:
         folder = Path(settings.results_dir).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        alone = settings.inference == EDGEPROMPT
-        (folder / ("edgeprompt.json" if alone else "results.json")).touch()
+        with tempfile.TemporaryFile(dir=folder):  # it can be written
+            pass
     except OSError as error:
         raise InvalidInputError(
             f"Run-config key 'results-dir' is {settings.results_dir!r}, and that "
