@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from flower_ext.edge import EdgeServer, RemoteSegments
@@ -88,6 +89,7 @@ def start(address: str, directory: Path) -> tuple[Any, Any]:
     return process, told
 
 
+@pytest.mark.faults
 def test_the_next_process_fetches_the_rest_alone(tmp_path: Path) -> None:
     model = slim()
     service = service_of(model)
