@@ -215,7 +215,9 @@ def test_who_ignores_being_asked_is_killed_with_what_it_started(tmp_path: Path) 
 
 
 def test_a_federation_needs_a_config_for_each_node(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="one for each of 2 nodes, got 1"):
+    with pytest.raises(
+        InvalidInputError, match=r"each of 2 nodes, .*--node-config.* got 1"
+    ):
         LocalFederation(tmp_path, 2, node_configs=[{"partition-id": 0}])
     with pytest.raises(InvalidInputError, match="nodes must be at least 1"):
         LocalFederation(tmp_path, 0)
