@@ -107,14 +107,7 @@ class Run:
         FlowerExtError
             If it has not ended by then; it goes on.
         """
-        until = time.monotonic() + timeout
-        while not (found := self.status())[0].startswith("finished"):
-            if time.monotonic() > until:
-                raise FlowerExtError(
-                    f"Run {self.run_id} is {found[0]} after {timeout:g} s. Its log "
-                    f"is:\n\n{self.log()}"
-                )
-            time.sleep(_PAUSE)  # Each question is a process of its own.
+        found = self._ended(time.monotonic() + timeout, timeout)
         return RunResult(self.run_id, *found, self.log())
 
     def follow(self, timeout: float = 600.0) -> RunResult:
@@ -138,11 +131,16 @@ class Run:
         until = time.monotonic() + timeout
         log = self._flwr.follow_log(self.run_id, timeout)
         # The log can end a moment before the status changes.
+        return RunResult(self.run_id, *self._ended(until, timeout), log)
+
+    def _ended(self, until: float, timeout: float) -> tuple[str, str]:
+        """Wait for the run's end, and return its status and details."""
         while not (found := self.status())[0].startswith("finished"):
             if time.monotonic() > until:
                 raise FlowerExtError(
                     f"Run {self.run_id} is {found[0]} after {timeout:g} s, and goes "
-                    "on: end it with stop(), or give it a longer timeout."
+                    "on: end it with stop(), or give it a longer timeout. Its log is:"
+                    f"\n\n{self.log()}"
                 )
-            time.sleep(_PAUSE)
-        return RunResult(self.run_id, *found, log)
+            time.sleep(_PAUSE)  # Each question is a process of its own.
+        return found
