@@ -22,6 +22,7 @@ from flower_ext.edgeprompt.layout import LayoutRule
 from flower_ext.edgeprompt.loader import LoadedPrefix, LoadReport, PrefixLoader
 from flower_ext.edgeprompt.precision import Precision
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
+from flower_ext.edgeprompt.rows import for_rows, padded, together
 from flower_ext.edgeprompt.source import SegmentSource
 from flower_ext.edgeprompt.splice import Layout, spliced, spliced_cache
 from flower_ext.edgeprompt.spliceable import check_spliceable, longest_text
@@ -40,22 +41,6 @@ _UNFIT = (
     "return_dict_in_generate",
     "assistant_early_exit",
 )
-# What looks at the text before the token to draw, and does nothing at these values:
-# padding between the shared and the private text would be taken for text.
-_IDLE: dict[str, Any] = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "watermarking_config": None,
-    "stop_strings": None,
-    "logits_processor": None,
-    "stopping_criteria": None,
-    "prefix_allowed_tokens_fn": None,
-}
 _OWN = (
     "input_ids",
     "inputs",
@@ -314,9 +299,9 @@ class EdgePrompt:
             for prompt in prompts:
                 self._check_tokens(prompt.tokens, max_new_tokens)
             found: dict[int, Completion] = {}
-            for rows in self._together(prompts, options):
+            for rows in together(prompts, options, self.model.generation_config):
                 of_rows = [prompts[row] for row in rows]
-                own = _for_rows(rows, options)
+                own = for_rows(rows, options)
                 written = self._generate(of_rows, max_new_tokens, ready, begin, own)
                 found.update(zip(rows, written, strict=True))
         completions = [found[index] for index in range(len(prompts))]
@@ -331,7 +316,7 @@ class EdgePrompt:
         options: dict[str, Any],
     ) -> list[Completion]:
         """Generate from prompts together."""
-        ids, mask = _padded(prompts, ready.length, self.model.device)
+        ids, mask = padded(prompts, ready.length, self.model.device)
         first = _FirstToken(self._clock)
         processors = LogitsProcessorList([first])
         processors.extend(options.pop("logits_processor", None) or ())
@@ -495,26 +480,6 @@ class EdgePrompt:
                 f"model's {longest}."
             )
 
-    def _together(
-        self, prompts: Sequence[PromptHierarchy], options: dict[str, Any]
-    ) -> list[list[int]]:
-        """Return which prompts are generated from at once.
-
-        All, unless something would take padding for text: then those of one length.
-        """
-        configs = (options.get("generation_config"), self.model.generation_config)
-        for name, idle in _IDLE.items():
-            told = [getattr(config, name, None) for config in configs]
-            given = [options[name]] if name in options else told
-            if any(value and value != idle for value in given):
-                break
-        else:
-            return [[*range(len(prompts))]]
-        of_length: dict[int, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            of_length.setdefault(len(prompt), []).append(index)
-        return list(of_length.values())
-
     def _option(self, options: dict[str, Any], name: str) -> Any:
         """Return an option of generate(), wherever it comes from."""
         if name in options:
@@ -616,34 +581,6 @@ class _FirstToken(LogitsProcessor):
                 torch.cuda.synchronize(scores.device)
             self.at = self._clock.now()
         return scores
-
-
-def _padded(
-    prompts: Sequence[PromptHierarchy], shared: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask: the prefix, padding, and the tails at the right."""
-    rows = [prompt.tokens for prompt in prompts]
-    longest = max(map(len, rows))
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    mask = torch.ones_like(ids)
-    for index, row in enumerate(rows):
-        missing = longest - len(row)
-        mask[index, shared : shared + missing] = 0
-        ids[index, :shared] = torch.tensor(row[:shared], dtype=torch.long)
-        ids[index, shared + missing :] = torch.tensor(row[shared:], dtype=torch.long)
-    return ids.to(device), mask.to(device)
-
-
-def _for_rows(rows: Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of some rows, which are still called by their own numbers."""
-    allowed = options.get("prefix_allowed_tokens_fn")
-    if allowed is None:
-        return dict(options)
-
-    def of_row(row: int, ids: torch.Tensor) -> Any:
-        return allowed(rows[row], ids)
-
-    return {**options, "prefix_allowed_tokens_fn": of_row}
 
 
 def _without_last(parts: Sequence[PrefixKV]) -> list[PrefixKV]:
