@@ -182,9 +182,10 @@ class LateChecks:
         if fresh or doubted:
             log(
                 WARNING,
-                "train: a late reply of node %d to round %d contradicts others: %s",
+                "train: a late reply of node %d to round %d %s: %s",
                 sent.node_id,
                 sent.server_round,
+                "contradicts others" if doubted else "tells who lied",
                 verdict(report, checked.limit),
             )
 

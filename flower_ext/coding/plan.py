@@ -19,7 +19,7 @@ import numpy as np
 from flower_ext.coding.decoding import decode, decode_least_squares
 from flower_ext.coding.gradient_code import check_count
 from flower_ext.coding.incremental import IncrementalDecoder
-from flower_ext.coding.spares import parts_of
+from flower_ext.coding.spares import parts_of, telling_rows
 from flower_ext.errors import InvalidInputError
 from flower_ext.scheduling.history import CompletionHistory
 
@@ -159,6 +159,7 @@ class RoundPlan(ABC):
         self.spare = 0
         self._may_lie = 0
         self.doubted: frozenset[int] = frozenset()
+        self._suspects: frozenset[int] = frozenset()
         self._answered: list[int] = []
 
     def verify(self, may_lie: int) -> None:
@@ -239,6 +240,7 @@ class RoundPlan(ABC):
         """
         cleared = self.doubted.difference(liars, suspects)
         self.doubted = frozenset([*liars, *suspects])
+        self._suspects = frozenset(suspects if least else ())
         self.spare = max(self._may_lie - least, 0)
         for worker in self.doubted:
             self._idle.pop(worker, None)
@@ -254,6 +256,24 @@ class RoundPlan(ABC):
             if self.dispatches[key].worker not in self.doubted:
                 self._count(key)
         return [] if self.complete else self._failed(at)
+
+    def settle(self, at: float) -> list[Dispatch]:
+        """Ask who of the suspects lied, as the round ends without them.
+
+        What one of them has computed that no others' replies bear on is computed once
+        more. The round does not wait for it: who lied is known some rounds later.
+
+        Parameters
+        ----------
+        at : float
+            Seconds since the round began.
+
+        Returns
+        -------
+        list[Dispatch]
+            What to push now; empty if there are no suspects, or nobody can tell.
+        """
+        return self._question(self._idle, at)
 
     def failure(self, key: int, at: float) -> list[Dispatch]:
         """Tell that a dispatch will bring nothing: an error, a bad reply, a dead node.
@@ -398,6 +418,44 @@ class RoundPlan(ABC):
     def _failed(self, at: float) -> list[Dispatch]:
         """React to a dispatch that will bring nothing."""
 
+    def _question(
+        self, judges: Mapping[int, Collection[int]], at: float
+    ) -> list[Dispatch]:
+        """Have rows of a suspect computed by judges, whose holdings are given.
+
+        Nobody judges itself, or the same row twice.
+        """
+        rows = [self.dispatches[key] for key in self._answered]
+        free = dict(judges)
+        sent = []
+        for i in telling_rows(rows, self._suspects, self.doubted):
+            what = (rows[i].partitions, rows[i].coefficients)
+            asked = {
+                d.worker
+                for d in self.dispatches
+                if (d.partitions, d.coefficients) == what
+            }
+            load = len(rows[i].partitions)
+            able = [
+                worker
+                for worker, held in free.items()
+                if worker not in asked | {rows[i].worker}
+                and set(rows[i].partitions) <= set(held)
+                and self._may_take(worker, load)
+            ]
+            if not able:
+                continue
+            seconds, overhead = self.history.typical(able, self.server_round)
+            judge = able[int(np.argmin(overhead + seconds * load))]
+            del free[judge]
+            sent.append(self._dispatch(judge, 2, *what, at))
+        return sent
+
+    def _may_take(self, worker: int, load: int) -> bool:
+        """Return whether a worker may be given so many partitions more."""
+        left = load if self._left is None else self._left[worker]
+        return load <= min(left, self._ceilings.get(worker, load))
+
     def _dispatch(
         self,
         worker: int,
@@ -406,8 +464,8 @@ class RoundPlan(ABC):
         coefficients: Sequence[float],
         at: float,
     ) -> Dispatch:
-        """Give a row to an idle worker."""
-        del self._idle[worker]
+        """Give a row to a worker that has nothing to do."""
+        self._idle.pop(worker, None)
         if self._left is not None:
             self._left[worker] = max(self._left[worker] - len(partitions), 0)
         if worker in self._ceilings:

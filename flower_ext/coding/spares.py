@@ -17,7 +17,7 @@ import numpy as np
 from flower_ext.coding.allocation import allocate
 from flower_ext.coding.blocks import EXACT_TOLERANCE, RANK_TOLERANCE
 
-__all__ = ["Part", "parts_of", "second_opinions"]
+__all__ = ["Part", "parts_of", "second_opinions", "telling_rows"]
 
 _MOST_SETS = 5_000  # sets of workers that are tried
 
@@ -167,6 +167,52 @@ def second_opinions(
     return jobs, unmet
 
 
+def telling_rows(
+    rows: Sequence[Row], suspects: Collection[int], doubted: Collection[int]
+) -> list[int]:
+    """Return the rows of one suspect which, computed anew, tell whether it lied.
+
+    They are those that are no combination of rows of workers that nobody doubts; of the
+    suspects, the one is taken that has the fewest. If one of two has lied, to know of
+    one is to know of both.
+
+    Parameters
+    ----------
+    rows : Sequence[Row]
+        Those that were answered.
+    suspects : Collection[int]
+        Of whom some have lied.
+    doubted : Collection[int]
+        They, and whoever has lied for certain.
+
+    Returns
+    -------
+    list[int]
+        Their places; empty if there are none.
+
+    Examples
+    --------
+    Workers 0 and 1 computed the same, with two results:
+
+    >>> from flower_ext.coding.plan import Dispatch
+    >>> rows = [Dispatch(i, i, 1, (0, 1), (1.0, 1.0)) for i in range(2)]
+    >>> rows.append(Dispatch(2, 1, 1, (2,), (1.0,)))
+    >>> telling_rows(rows, {0, 1}, {0, 1})
+    [0]
+    """
+    found: dict[int, list[int]] = {}
+    for members in _connected(rows):
+        chosen = [rows[i] for i in members]
+        if not any(row.worker in suspects for row in chosen):
+            continue
+        matrix = _matrix(chosen, sorted({p for row in chosen for p in row.partitions}))
+        known = matrix[[row.worker not in doubted for row in chosen]]
+        for i, row, line in zip(members, chosen, matrix, strict=True):
+            if row.worker in suspects and not _combines(known, line):
+                found.setdefault(row.worker, []).append(i)
+    return min(found.values(), key=len, default=[])
+
+
 def _connected(rows: Sequence[Row]) -> list[list[int]]:
     """Return the places of rows that share partitions, directly or through others."""
     root: dict[int, int] = {}
@@ -228,6 +274,10 @@ def _decodes(matrix: np.ndarray) -> bool:
     """Return whether the rows combine to all ones."""
     if any(_flat(line) for line in matrix):
         return True
-    ones = np.ones(matrix.shape[1])
-    weights = np.linalg.lstsq(matrix.T, ones, rcond=RANK_TOLERANCE)[0]
-    return bool(np.abs(weights @ matrix - ones).max() <= EXACT_TOLERANCE)
+    return _combines(matrix, np.ones(matrix.shape[1]))
+
+
+def _combines(matrix: np.ndarray, line: np.ndarray) -> bool:
+    """Return whether rows combine to another one."""
+    weights = np.linalg.lstsq(matrix.T, line, rcond=RANK_TOLERANCE)[0]
+    return bool(np.abs(weights @ matrix - line).max() <= EXACT_TOLERANCE)

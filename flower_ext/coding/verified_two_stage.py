@@ -57,11 +57,19 @@ class VerifiedTwoStagePlan(TwoStagePlan):
         return self._confirm(at) if self.decodable else super()._freed(at)
 
     def _failed(self, at: float) -> list[Dispatch]:
-        if self.decodable:
-            return self._confirm(at)
         if self.doubted and self.stage_two_at is None:
             self.stage_two_at = at
-        return super()._failed(at)
+        sent = self._confirm(at) if self.decodable else super()._failed(at)
+        return sent if self.outstanding else self._cross_examine(at)
+
+    def _cross_examine(self, at: float) -> list[Dispatch]:
+        """Let suspects judge each other, where the round cannot go on without them.
+
+        If two agree, neither has lied there, as far as few lie; if not, one of them has
+        and the others are cleared.
+        """
+        free = {w: held for w, held in self._holdings.items() if w in self._suspects}
+        return self._question(free, at)
 
     def _confirm(self, at: float) -> list[Dispatch]:
         """Ask for second opinions on what would rest on too few workers."""

@@ -104,14 +104,14 @@ def spoilt_replies(folder: Path, cancelled: threading.Event) -> Outcome:
         for server_round, how in ((2, "nan"), (3, "shape"), (4, "raise"), (5, "lie")):
             stage.control.set(f"spoil-round-{server_round}", how)
         stage.control.set("after-report-5")
-        run = stage.start(num_rounds=6, num_nodes=4, verify_replies=1)
-        # A round that has enough without the liar's reply does not wait for it: then
-        # it is checked in the next one.
+        # A round that has enough without the liar's reply, or without knowing who of
+        # two has lied, does not wait: who it was is known a round or two later.
+        run = stage.start(num_rounds=8, num_nodes=4, verify_replies=1)
         stage.hold("after-report-5")
         liar = stage.wait_event("spoilt", how="lie")
         stage.wait_event("end", round=5, pid=liar["pid"])
         stage.control.let_go("after-report-5")
         log = stage.completed(run)
-        outcome = stage.outcome(6)
+        outcome = stage.outcome(8)
         outcome.logs[run.run_id] = log
         return outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -216,6 +217,30 @@ def test_codes_with_two_spare_replies_stay_exact(
     assert_exact(result, partitions=nodes)
     assert set(strategy.liars) <= {101}
     assert strategy.round_metrics[1]["verified"] == 1
+
+
+@pytest.mark.parametrize(("seed", "nth"), [(6, 2), (25, 3), (31, 3), (65, 1), (0, 4)])
+def test_one_lie_is_named_though_the_round_could_do_without(
+    federation: type[Federation],
+    assert_exact: Callable[..., None],
+    seed: int,
+    nth: int,
+) -> None:
+    """Of four nodes one lies once, in the reply that is the nth of round 2."""
+    rng, sent, liars = np.random.default_rng(seed), itertools.count(), []
+
+    def behave(index: int, message: Message, reply: Message) -> Message:
+        delay(reply, float(rng.uniform(1.9, 2.1)))
+        if message.content["config"]["server-round"] == 2 and next(sent) == nth:
+            scale(reply, -2.0)
+            liars.append(100 + index)
+        return reply
+
+    strategy = TwoStageCoded(verify_replies=1, **virtual())
+    result = federation(4, behave=behave).run(strategy, num_rounds=4)
+
+    assert_exact(result, partitions=4, rounds=4)
+    assert strategy.liars == dict.fromkeys(liars, 1)
 
 
 def test_two_liars_who_agree_with_each_other(
