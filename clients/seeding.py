@@ -3,11 +3,20 @@
 A coded round takes the change ``delta_k`` from whichever worker has it, so it must not
 depend on who computed it. Before each partition Python, NumPy and torch are seeded
 from (run seed, round, partition).
+
+Importing torch takes seconds, and Flower starts a process for every message. So torch
+is not imported to be seeded: where training has not imported it yet, it is seeded when
+training does.
 """
 
 from __future__ import annotations
 
 import random
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 
@@ -17,12 +26,13 @@ __all__ = ["seed_partition"]
 
 
 def seed_partition(seed: int, server_round: int, partition: int) -> None:
-    """Seed the global generators of Python, NumPy and, where installed, torch.
+    """Seed the global generators of Python, NumPy and torch.
 
-    ``torch.manual_seed`` covers every device. The three libraries get different words
-    of one ``numpy.random.SeedSequence``. Nodes that share a process (threads) share
-    the generators, so the guarantee holds for nodes in processes of their own, as in
-    Flower's deployment and simulation engines.
+    ``torch.manual_seed`` covers every device; it is called at once if torch has been
+    imported in this process, or else as soon as it is. The three libraries get
+    different words of one ``numpy.random.SeedSequence``. Nodes that share a process
+    (threads) share the generators, so the guarantee holds for nodes in processes of
+    their own, as in Flower's deployment and simulation engines.
 
     Parameters
     ----------
@@ -56,10 +66,52 @@ def seed_partition(seed: int, server_round: int, partition: int) -> None:
     random.seed(for_python)
     # User code draws from NumPy's global generator, so that is the one to seed.
     np.random.seed(sequence.spawn(1)[0].generate_state(4))  # noqa: NPY002
-    try:
-        # Imported here because it takes seconds, which a node that only answers a
-        # holdings request should not spend.
-        import torch  # noqa: PLC0415
-    except ImportError:
-        return
-    torch.manual_seed(for_torch)
+    _torch_seed.plant(for_torch)
+
+
+class _TorchSeed(MetaPathFinder):
+    """Seeds torch, now or when it is imported."""
+
+    def __init__(self) -> None:
+        self._seed = 0
+
+    def plant(self, seed: int) -> None:
+        """Seed torch if it is there; else wait for it."""
+        self._seed = seed
+        if "torch" in sys.modules:
+            import torch  # noqa: PLC0415
+
+            torch.manual_seed(seed)
+        elif self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        """Find torch as others do, and have it seeded once it is loaded."""
+        if fullname != "torch":
+            return None
+        found = (
+            finder.find_spec(fullname, path, target)
+            for finder in sys.meta_path
+            if finder is not self and hasattr(finder, "find_spec")
+        )
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def load_and_seed(module: ModuleType) -> None:
+            load(module)
+            module.manual_seed(self._seed)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+
+        spec.loader.exec_module = load_and_seed  # type: ignore[method-assign]
+        return spec
+
+
+_torch_seed = _TorchSeed()

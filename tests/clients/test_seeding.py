@@ -1,6 +1,8 @@
 """Every partition, round and run has generators of its own, and always the same."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -27,3 +29,22 @@ def test_draws_are_a_function_of_the_key() -> None:
 def test_negative_numbers_are_named(key: tuple[int, int, int]) -> None:
     with pytest.raises(InvalidInputError, match=r"at least 0, got .*-1"):
         seed_partition(*key)
+
+
+def test_torch_is_seeded_when_training_imports_it_and_not_before() -> None:
+    """In a process of its own, as a ClientApp's."""
+    lines = [
+        "import random, sys",
+        "from flower_ext.clients.seeding import seed_partition",
+        "finders = len(sys.meta_path)",
+        "seed_partition(0, 0, 0)",
+        "seed_partition(3, 2, 1)",
+        "import flower_ext.clients",
+        "assert not {'torch', 'scipy', 'transformers'} & sys.modules.keys()",
+        "import torch",
+        "first = torch.rand(1).item(), random.random()",
+        "seed_partition(3, 2, 1)",
+        "assert first == (torch.rand(1).item(), random.random())",
+        "assert len(sys.meta_path) == finders",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
