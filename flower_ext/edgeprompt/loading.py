@@ -34,7 +34,12 @@ from flower_ext.edgeprompt.precision import (
     encode,
     layer_nbytes,
 )
-from flower_ext.edgeprompt.prefill import LayerKV, StoppedError, prefill
+from flower_ext.edgeprompt.prefill import (
+    LayerKV,
+    StoppedError,
+    prefill,
+    stops_within,
+)
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.edgeprompt.restoration import Restoration
 from flower_ext.edgeprompt.source import Arrival, SegmentSource, Wanted
@@ -278,7 +283,7 @@ class Loading:
             of.speed,
             of.link,
             of.max_error,
-            stops_within=1.0 / self._prefix.identity.layers,
+            stops_within=stops_within(of.model, self._prefix.blocks[-1].end),
             at=source.now(),
             come=self._resumed(missing[-1], source.now()),
         )

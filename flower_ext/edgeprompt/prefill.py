@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from flower_ext.edgeprompt.prefix_kv import PrefixKV
 from flower_ext.edgeprompt.splice import spliced, spliced_cache
 from flower_ext.models.cache_argument import forward_cache
 
-__all__ = ["LayerKV", "StoppedError", "prefill"]
+__all__ = ["LayerKV", "StoppedError", "prefill", "stops_within"]
 
 LayerKV = tuple[torch.Tensor, torch.Tensor]
 """A layer's keys and values, of shape [1, heads, tokens, dim]."""
@@ -22,16 +25,66 @@ class StoppedError(Exception):
     """What was being computed is not wanted any more."""
 
 
-class _WatchedCache(DynamicCache):
-    """Asks before every layer whether to go on."""
+def stops_within(model: PreTrainedModel, tokens: int) -> float:
+    """Return which share of a prefill goes on at most when it is to be stopped.
 
-    useful: Callable[[], bool] | None = None
+    That is its largest piece between two moments at which :func:`prefill` asks, by
+    operations: of a model with three matrices in each feed-forward layer about a third
+    of a layer.
 
-    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take a layer's new keys and values."""
-        if self.useful is not None and not self.useful():
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A decoder-only model.
+    tokens : int
+        How many there are in all, those before it included: attention grows with them.
+
+    Returns
+    -------
+    float
+        In (0, 1].
+    """
+    config = model.config.get_text_config(decoder=True)
+    heads = int(config.num_attention_heads)
+    channels = getattr(config, "head_dim", None) or config.hidden_size // heads
+    attention = 2 * tokens * heads * int(channels)  # a token's, in one layer
+    pieces = [
+        sum(p.numel() for p in module.parameters(recurse=False) if p.ndim > 1)
+        for module in _pieces(model)
+    ]
+    work = sum(pieces) + attention * int(config.num_hidden_layers)
+    return max(*pieces, attention) / work
+
+
+def _pieces(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the modules that multiply by matrices, before each of which is asked."""
+    inner: nn.Module = model.base_model
+    return [
+        module
+        for module in inner.modules()
+        if not isinstance(module, nn.Embedding)
+        and any(p.ndim > 1 for p in module.parameters(recurse=False))
+    ]
+
+
+@contextmanager
+def _watched(
+    model: PreTrainedModel, useful: Callable[[], bool] | None
+) -> Iterator[None]:
+    """Ask before every piece that this thread computes whether to go on."""
+    thread = threading.get_ident()
+
+    def ask(*_: Any) -> None:
+        if threading.get_ident() == thread and useful is not None and not useful():
             raise StoppedError
-        return super().update(*args, **kwargs)
+
+    pieces = _pieces(model) if useful is not None else []
+    hooks = [piece.register_forward_pre_hook(ask) for piece in pieces]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.inference_mode()
@@ -52,7 +105,7 @@ def prefill(
     before : Sequence[PrefixKV] (default: ())
         What comes before them.
     useful : Callable[[], bool] | None (default: None)
-        Asked once per layer whether to go on; None: always.
+        Asked before each matrix of each layer whether to go on; None: always.
 
     Returns
     -------
@@ -66,13 +119,10 @@ def prefill(
     """
     ids = torch.tensor([list(tokens)], device=model.device)
     inner: Any = model.base_model
-    cache = _WatchedCache(config=model.config)
-    cache.useful = useful
-    if not before:
-        inner(ids, use_cache=True, **forward_cache(inner, cache))
-    else:
+    cache = DynamicCache(config=model.config)
+    if before:
         cache.layers = spliced_cache(before).layers
-        with spliced(model):
-            inner(ids, use_cache=True, **forward_cache(inner, cache))
+    with spliced(model) if before else nullcontext(), _watched(model, useful):
+        inner(ids, use_cache=True, **forward_cache(inner, cache))
     layers: list[Any] = list(cache.layers)
     return [(layer.keys, layer.values) for layer in layers]

@@ -51,8 +51,8 @@ class Restoration:
         Precisions that cost more are not fetched; at least 0.
     stops_within : float (default: 1.0)
         The share of a block's computation that goes on at most when it has become
-        useless: 1 if it cannot be stopped, 1 / layers if it can between layers. In
-        (0, 1].
+        useless: 1 if it cannot be stopped, 1 / layers if it can between layers, a
+        third of that between a layer's matrices. In (0, 1].
     at : float | None (default: None)
         When it begins, in seconds of the clock; None: as it is told first.
     come : Mapping[Wanted, int] (default: None)
