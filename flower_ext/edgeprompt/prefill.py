@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ __all__ = ["LayerKV", "StoppedError", "prefill", "stops_within"]
 
 LayerKV = tuple[torch.Tensor, torch.Tensor]
 """A layer's keys and values, of shape [1, heads, tokens, dim]."""
+
+
+# Which computation this thread watches: others may use the same model.
+_WATCHING: ContextVar[object] = ContextVar("_WATCHING", default=None)
 
 
 class StoppedError(Exception):
@@ -72,12 +76,13 @@ def _watched(
     model: PreTrainedModel, useful: Callable[[], bool] | None
 ) -> Iterator[None]:
     """Ask before every piece that this thread computes whether to go on."""
-    thread = threading.get_ident()
 
     def ask(*_: Any) -> None:
-        if threading.get_ident() == thread and useful is not None and not useful():
+        if _WATCHING.get() is watch and useful is not None and not useful():
             raise StoppedError
 
+    watch = object()
+    before = _WATCHING.set(watch)
     pieces = _pieces(model) if useful is not None else []
     hooks = [piece.register_forward_pre_hook(ask) for piece in pieces]
     try:
@@ -85,6 +90,7 @@ def _watched(
     finally:
         for hook in hooks:
             hook.remove()
+        _WATCHING.reset(before)
 
 
 @torch.inference_mode()
