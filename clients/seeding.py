@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+import threading
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -74,15 +76,18 @@ class _TorchSeed(MetaPathFinder):
 
     def __init__(self) -> None:
         self._seed = 0
+        self._looking = threading.local()
 
     def plant(self, seed: int) -> None:
         """Seed torch if it is there; else wait for it."""
         self._seed = seed
-        if "torch" in sys.modules:
+        if sys.modules.get("torch") is not None:
+            # Another thread may be importing it, and is waited for.
             import torch  # noqa: PLC0415
 
             torch.manual_seed(seed)
         elif self not in sys.meta_path:
+            # It stays there: others may be going through the finders.
             sys.meta_path.insert(0, self)
 
     def find_spec(
@@ -92,26 +97,47 @@ class _TorchSeed(MetaPathFinder):
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
         """Find torch as others do, and have it seeded once it is loaded."""
-        if fullname != "torch":
+        if fullname != "torch" or getattr(self._looking, "now", False):
             return None
-        found = (
-            finder.find_spec(fullname, path, target)
-            for finder in sys.meta_path
-            if finder is not self and hasattr(finder, "find_spec")
-        )
-        spec = next((spec for spec in found if spec is not None), None)
-        if spec is None or spec.loader is None:
-            return spec
-        load = spec.loader.exec_module
-
-        def load_and_seed(module: ModuleType) -> None:
-            load(module)
-            module.manual_seed(self._seed)
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-
-        spec.loader.exec_module = load_and_seed  # type: ignore[method-assign]
+        self._looking.now = True
+        try:
+            found = (
+                finder.find_spec(fullname, path, target)
+                for finder in list(sys.meta_path)
+                if hasattr(finder, "find_spec")
+            )
+            spec = next((spec for spec in found if spec is not None), None)
+        finally:
+            self._looking.now = False
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            spec.loader = _SeededLoader(spec.loader, self.seed)
         return spec
+
+    def seed(self, module: ModuleType) -> None:
+        """Seed torch, which has been loaded."""
+        module.manual_seed(self._seed)
+
+
+class _SeededLoader(Loader):
+    """Loads a module as another loader does, and then does something with it."""
+
+    def __init__(self, loader: Any, then: Callable[[ModuleType], None]) -> None:
+        self._loader = loader
+        self._then = then
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Let the other create it."""
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Let the other load it."""
+        self._loader.exec_module(module)
+        self._then(module)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the other can do, as to find sources and resources."""
+        return getattr(self.__dict__["_loader"], name)
 
 
 _torch_seed = _TorchSeed()

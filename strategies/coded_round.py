@@ -135,8 +135,8 @@ class CodedRound:
                 self._push(grid, plan.wake(at), at)
             elif grid.virtual and until == math.inf:
                 break
-        self._push(grid, plan.settle(at), at)
         self.elapsed = grid.now - start
+        self._push(grid, plan.settle(at), at)
         for key, sent_at in plan.outstanding.items():
             dispatch = plan.dispatches[key]
             plan.history.censored(

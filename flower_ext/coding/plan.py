@@ -160,6 +160,7 @@ class RoundPlan(ABC):
         self._may_lie = 0
         self.doubted: frozenset[int] = frozenset()
         self._suspects: frozenset[int] = frozenset()
+        self._over = False
         self._answered: list[int] = []
 
     def verify(self, may_lie: int) -> None:
@@ -258,10 +259,12 @@ class RoundPlan(ABC):
         return [] if self.complete else self._failed(at)
 
     def settle(self, at: float) -> list[Dispatch]:
-        """Ask who of the suspects lied, as the round ends without them.
+        """End the round, and ask who of the suspects lied if that is not known.
 
-        What one of them has computed that no others' replies bear on is computed once
-        more. The round does not wait for it: who lied is known some rounds later.
+        What one of them has computed that no others' replies bear on, nor will, is
+        computed once more, by as many as an honest one is sure to be among. The round
+        does not wait for it: who lied is known some rounds later. Nothing that fails
+        from now on is replaced.
 
         Parameters
         ----------
@@ -273,7 +276,8 @@ class RoundPlan(ABC):
         list[Dispatch]
             What to push now; empty if there are no suspects, or nobody can tell.
         """
-        return self._question(self._idle, at)
+        self._over = True
+        return self._question(self._idle, at, self.outstanding)
 
     def failure(self, key: int, at: float) -> list[Dispatch]:
         """Tell that a dispatch will bring nothing: an error, a bad reply, a dead node.
@@ -284,7 +288,7 @@ class RoundPlan(ABC):
         worker = self.dispatches[key].worker
         self._faulty.add(worker)
         self._holdings.pop(worker, None)
-        return [] if self.complete else self._failed(at)
+        return [] if self.complete or self._over else self._failed(at)
 
     def idle(self, worker: int, holdings: Collection[int], at: float) -> list[Dispatch]:
         """Tell that a worker joined, or answered an earlier round, and may be used.
@@ -419,37 +423,55 @@ class RoundPlan(ABC):
         """React to a dispatch that will bring nothing."""
 
     def _question(
-        self, judges: Mapping[int, Collection[int]], at: float
+        self,
+        judges: Mapping[int, Collection[int]],
+        at: float,
+        expected: Collection[int] = (),
     ) -> list[Dispatch]:
         """Have rows of a suspect computed by judges, whose holdings are given.
 
-        Nobody judges itself, or the same row twice.
+        Nobody judges itself, or the same row twice. Replies that are expected, by
+        their keys, are not asked for again.
         """
-        rows = [self.dispatches[key] for key in self._answered]
-        free = dict(judges)
-        sent = []
-        for i in telling_rows(rows, self._suspects, self.doubted):
-            what = (rows[i].partitions, rows[i].coefficients)
+        rows = [self.dispatches[key] for key in (*self._answered, *expected)]
+        found: list[tuple[int, Dispatch]] = []
+        for places in telling_rows(rows, self._suspects, self.doubted):
+            wanted = [rows[i] for i in places for _ in range(self.spare + 1)]
+            able = self._judged(wanted, judges)
+            if len(able) > len(found):
+                found = able
+            if len(able) == len(wanted):
+                break
+        return [
+            self._dispatch(judge, 2, row.partitions, row.coefficients, at)
+            for judge, row in found
+        ]
+
+    def _judged(
+        self, rows: Sequence[Dispatch], judges: Mapping[int, Collection[int]]
+    ) -> list[tuple[int, Dispatch]]:
+        """Return who should compute which of the rows, each one of them at most."""
+        free, found = dict(judges), []
+        for row in rows:
             asked = {
                 d.worker
                 for d in self.dispatches
-                if (d.partitions, d.coefficients) == what
+                if (d.partitions, d.coefficients) == (row.partitions, row.coefficients)
             }
-            load = len(rows[i].partitions)
+            load = len(row.partitions)
             able = [
                 worker
                 for worker, held in free.items()
-                if worker not in asked | {rows[i].worker}
-                and set(rows[i].partitions) <= set(held)
+                if worker not in asked | {row.worker}
+                and set(row.partitions) <= set(held)
                 and self._may_take(worker, load)
             ]
-            if not able:
-                continue
-            seconds, overhead = self.history.typical(able, self.server_round)
-            judge = able[int(np.argmin(overhead + seconds * load))]
-            del free[judge]
-            sent.append(self._dispatch(judge, 2, *what, at))
-        return sent
+            if able:
+                seconds, overhead = self.history.typical(able, self.server_round)
+                judge = able[int(np.argmin(overhead + seconds * load))]
+                del free[judge]
+                found.append((judge, row))
+        return found
 
     def _may_take(self, worker: int, load: int) -> bool:
         """Return whether a worker may be given so many partitions more."""

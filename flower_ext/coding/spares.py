@@ -169,17 +169,16 @@ def second_opinions(
 
 def telling_rows(
     rows: Sequence[Row], suspects: Collection[int], doubted: Collection[int]
-) -> list[int]:
-    """Return the rows of one suspect which, computed anew, tell whether it lied.
+) -> list[list[int]]:
+    """Return, of each suspect, the rows which, computed anew, tell whether it lied.
 
-    They are those that are no combination of rows of workers that nobody doubts; of the
-    suspects, the one is taken that has the fewest. If one of two has lied, to know of
-    one is to know of both.
+    They are those that are no combination of rows of workers that nobody doubts. Where
+    one of two has lied, to know of one is to know of both.
 
     Parameters
     ----------
     rows : Sequence[Row]
-        Those that were answered.
+        Those that were answered, or will be.
     suspects : Collection[int]
         Of whom some have lied.
     doubted : Collection[int]
@@ -187,8 +186,8 @@ def telling_rows(
 
     Returns
     -------
-    list[int]
-        Their places; empty if there are none.
+    list[list[int]]
+        Their places, of the suspects that have any; the fewest first.
 
     Examples
     --------
@@ -198,7 +197,7 @@ def telling_rows(
     >>> rows = [Dispatch(i, i, 1, (0, 1), (1.0, 1.0)) for i in range(2)]
     >>> rows.append(Dispatch(2, 1, 1, (2,), (1.0,)))
     >>> telling_rows(rows, {0, 1}, {0, 1})
-    [0]
+    [[0], [1, 2]]
     """
     found: dict[int, list[int]] = {}
     for members in _connected(rows):
@@ -210,7 +209,7 @@ def telling_rows(
         for i, row, line in zip(members, chosen, matrix, strict=True):
             if row.worker in suspects and not _combines(known, line):
                 found.setdefault(row.worker, []).append(i)
-    return min(found.values(), key=len, default=[])
+    return sorted(found.values(), key=len)
 
 
 def _connected(rows: Sequence[Row]) -> list[list[int]]:

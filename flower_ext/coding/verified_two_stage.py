@@ -8,6 +8,7 @@ in doubt is spread again among the others.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,12 +47,12 @@ class VerifiedTwoStagePlan(TwoStagePlan):
     def wake(self, at: float) -> list[Dispatch]:
         """Look at what is late."""
         if not self.decodable:
-            return super().wake(at)
+            return self._unless_stuck(super().wake(at), at)
         self._wake_at = math.inf
         if self.complete:
             return []
         self._on_time = len(self.dispatches)
-        return self._confirm(at)
+        return self._unless_stuck(self._confirm(at), at)
 
     def _freed(self, at: float) -> list[Dispatch]:
         return self._confirm(at) if self.decodable else super()._freed(at)
@@ -60,16 +61,37 @@ class VerifiedTwoStagePlan(TwoStagePlan):
         if self.doubted and self.stage_two_at is None:
             self.stage_two_at = at
         sent = self._confirm(at) if self.decodable else super()._failed(at)
-        return sent if self.outstanding else self._cross_examine(at)
+        return self._unless_stuck(sent, at)
 
-    def _cross_examine(self, at: float) -> list[Dispatch]:
-        """Let suspects judge each other, where the round cannot go on without them.
+    def _unless_stuck(self, sent: list[Dispatch], at: float) -> list[Dispatch]:
+        """Return what is sent, or if there is nothing to wait for, what suspects say.
 
-        If two agree, neither has lied there, as far as few lie; if not, one of them has
-        and the others are cleared.
+        They judge each other where the round cannot go on without them. Where one has
+        lied and two agree, neither has lied there; if they do not, one of them has and
+        the others are cleared. More liars may agree with each other, and leave it open.
         """
-        free = {w: held for w, held in self._holdings.items() if w in self._suspects}
-        return self._question(free, at)
+        if not self._suspects or any(k >= self._on_time for k in self.outstanding):
+            return sent
+        busy = {self.dispatches[key].worker for key in self.outstanding}
+        free = {
+            worker: held
+            for worker, held in self._holdings.items()
+            if worker in self._suspects - busy
+        }
+        asked = self._question(free, at)
+        self._expect_by(asked, at)
+        return sent + asked
+
+    def _expect_by(self, sent: Sequence[Dispatch], at: float) -> None:
+        """Look after dispatches when they are late, and let the round last for them."""
+        workers = [dispatch.worker for dispatch in sent]
+        seconds, overhead = self.history.typical(workers, self.server_round)
+        for i, dispatch in enumerate(sent):
+            due = float(overhead[i] + max(seconds[i], 1e-9) * len(dispatch.partitions))
+            self._allow(at + 10.0 * due)
+            look = at + max(_PATIENCE * due, _TICK)
+            known = self._wake_at if self._wake_at < math.inf else look
+            self._wake_at = max(known, look)
 
     def _confirm(self, at: float) -> list[Dispatch]:
         """Ask for second opinions on what would rest on too few workers."""
@@ -99,14 +121,12 @@ class VerifiedTwoStagePlan(TwoStagePlan):
             self.hungry = bool(unmet)
             if not jobs:
                 break
-            for worker, job in jobs.items():
-                i = workers.index(worker)
-                due = float(overhead[i] + seconds[i] * len(job))
-                self._allow(at + 10.0 * due)
-                look = at + max(_PATIENCE * due, _TICK)
-                known = self._wake_at if self._wake_at < math.inf else look
-                self._wake_at = max(known, look)
-                sent.append(self._dispatch(worker, 2, job, [1.0] * len(job), at))
+            new = [
+                self._dispatch(worker, 2, job, [1.0] * len(job), at)
+                for worker, job in jobs.items()
+            ]
+            self._expect_by(new, at)
+            sent += new
         if not self.outstanding:
             self._wake_at = math.inf
         return sent

@@ -33,8 +33,8 @@ def stops_within(model: PreTrainedModel, tokens: int) -> float:
     """Return which share of a prefill goes on at most when it is to be stopped.
 
     That is its largest piece between two moments at which :func:`prefill` asks, by
-    operations: of a model with three matrices in each feed-forward layer about a third
-    of a layer.
+    operations: on a CPU, of a model with three matrices in each feed-forward layer,
+    about a third of a layer, and else a layer.
 
     Parameters
     ----------
@@ -49,6 +49,9 @@ def stops_within(model: PreTrainedModel, tokens: int) -> float:
         In (0, 1].
     """
     config = model.config.get_text_config(decoder=True)
+    layers = int(config.num_hidden_layers)
+    if not _asks_within_layers(model):
+        return 1.0 / layers
     heads = int(config.num_attention_heads)
     channels = getattr(config, "head_dim", None) or config.hidden_size // heads
     attention = 2 * tokens * heads * int(channels)  # a token's, in one layer
@@ -56,8 +59,18 @@ def stops_within(model: PreTrainedModel, tokens: int) -> float:
         sum(p.numel() for p in module.parameters(recurse=False) if p.ndim > 1)
         for module in _pieces(model)
     ]
-    work = sum(pieces) + attention * int(config.num_hidden_layers)
-    return max(*pieces, attention) / work
+    work = sum(pieces) + attention * layers
+    return max([*pieces, attention]) / work
+
+
+def _asks_within_layers(model: PreTrainedModel) -> bool:
+    """Return whether prefill asks before every matrix, or once per layer only.
+
+    Where the device computes on its own, to ask is to wait for it each time. Of layers
+    that keep their weights packed, the matrices are not to be seen.
+    """
+    layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)
+    return model.device.type == "cpu" and len(_pieces(model)) > layers
 
 
 def _pieces(model: PreTrainedModel) -> list[nn.Module]:
@@ -69,6 +82,18 @@ def _pieces(model: PreTrainedModel) -> list[nn.Module]:
         if not isinstance(module, nn.Embedding)
         and any(p.ndim > 1 for p in module.parameters(recurse=False))
     ]
+
+
+class _WatchedCache(DynamicCache):
+    """Asks in every layer whether to go on."""
+
+    useful: Callable[[], bool] | None = None
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take a layer's new keys and values."""
+        if self.useful is not None and not self.useful():
+            raise StoppedError
+        return super().update(*args, **kwargs)
 
 
 @contextmanager
@@ -83,7 +108,8 @@ def _watched(
 
     watch = object()
     before = _WATCHING.set(watch)
-    pieces = _pieces(model) if useful is not None else []
+    asks = useful is not None and _asks_within_layers(model)
+    pieces = _pieces(model) if asks else []
     hooks = [piece.register_forward_pre_hook(ask) for piece in pieces]
     try:
         yield
@@ -111,7 +137,8 @@ def prefill(
     before : Sequence[PrefixKV] (default: ())
         What comes before them.
     useful : Callable[[], bool] | None (default: None)
-        Asked before each matrix of each layer whether to go on; None: always.
+        Asked in each layer whether to go on, and on a CPU before each of its matrices;
+        None: always. Layers that were compiled may not be stopped.
 
     Returns
     -------
@@ -125,7 +152,8 @@ def prefill(
     """
     ids = torch.tensor([list(tokens)], device=model.device)
     inner: Any = model.base_model
-    cache = DynamicCache(config=model.config)
+    cache = _WatchedCache(config=model.config)
+    cache.useful = useful
     if before:
         cache.layers = spliced_cache(before).layers
     with spliced(model) if before else nullcontext(), _watched(model, useful):

@@ -34,10 +34,12 @@ def test_negative_numbers_are_named(key: tuple[int, int, int]) -> None:
 def test_torch_is_seeded_when_training_imports_it_and_not_before() -> None:
     """In a process of its own, as a ClientApp's."""
     lines = [
-        "import random, sys",
+        "import importlib, importlib.util, random, sys",
         "from flower_ext.clients.seeding import seed_partition",
-        "finders = len(sys.meta_path)",
         "seed_partition(0, 0, 0)",
+        "assert importlib.util.find_spec('torch') is not None",
+        "importlib.reload(sys.modules['flower_ext.clients.seeding'])",
+        "from flower_ext.clients.seeding import seed_partition",
         "seed_partition(3, 2, 1)",
         "import flower_ext.clients",
         "assert not {'torch', 'scipy', 'transformers'} & sys.modules.keys()",
@@ -45,6 +47,20 @@ def test_torch_is_seeded_when_training_imports_it_and_not_before() -> None:
         "first = torch.rand(1).item(), random.random()",
         "seed_partition(3, 2, 1)",
         "assert first == (torch.rand(1).item(), random.random())",
-        "assert len(sys.meta_path) == finders",
+        "import inspect, importlib.resources",
+        "assert importlib.util.find_spec('torch') is torch.__spec__",
+        "assert 'def manual_seed' in inspect.getsource(torch.random)",
+        "assert 'Tensor' in inspect.getsource(torch)",
+        "assert importlib.resources.files('torch').joinpath('version.py').is_file()",
     ]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+def test_where_torch_is_kept_out_the_others_are_seeded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    seed_partition(0, 1, 2)
+    first = random.random()
+    seed_partition(0, 1, 2)
+    assert random.random() == first

@@ -2,6 +2,8 @@
 
 import heapq
 import itertools
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,31 +134,94 @@ def test_suspects_judge_each_other_where_nobody_else_is_left(
         return found
 
     assert not incomplete()
-    monkeypatch.setattr(VerifiedTwoStagePlan, "_cross_examine", lambda *_: [])
+    monkeypatch.setattr(VerifiedTwoStagePlan, "_question", lambda *_: [])
     assert incomplete()
+
+
+def test_a_judge_that_says_nothing_does_not_hold_the_round() -> None:
+    """Of suspects that judge each other one may be gone: another one is asked."""
+    for seed in (3, 47):
+        rounds: Any = Rounds(seed, 0.05, 2, again=False)
+        plan, silent = rounds.plan, list[Dispatch]()
+        question, push = plan._question, rounds.push
+
+        def watched(*args: Any, question: Any = question, silent: Any = silent) -> Any:
+            asked = question(*args)
+            silent.extend([] if silent else asked)
+            return asked
+
+        def lossy(
+            sent: list[Dispatch], at: float, push: Any = push, silent: Any = silent
+        ) -> None:
+            push([dispatch for dispatch in sent if dispatch not in silent], at)
+
+        plan._question, rounds.push = watched, lossy
+        rounds.run()
+        assert silent, seed
+        assert plan.complete, seed
 
 
 def test_what_others_have_computed_needs_no_judge() -> None:
     copies = [Dispatch(0, 0, 1, (0, 1), (1.0, 1.0)), Dispatch(1, 1, 1, (0, 1), (1, 1))]
     parts = [Dispatch(2, 2, 2, (0,), (1.0,)), Dispatch(3, 3, 2, (1,), (1.0,))]
-    assert telling_rows(copies, {0, 1}, {0, 1}) == [0]
+    assert telling_rows(copies, {0, 1}, {0, 1}) == [[0], [1]]
     assert telling_rows([*copies, *parts], {0, 1}, {0, 1}) == []
-    assert telling_rows([*copies, parts[0]], {0, 1}, {0, 1}) == [0]
+    assert telling_rows([*copies, parts[0]], {0, 1}, {0, 1}) == [[0], [1]]
+
+
+def ended(
+    answers: Sequence[tuple[int, tuple[int, ...]]],
+    idle: Mapping[int, Collection[int]],
+    may_lie: int = 1,
+    limits: dict[int, int] | None = None,
+) -> VerifiedTwoStagePlan:
+    """Return a plan in which 0 and 1 contradict each other; others are idle."""
+    held = {worker: range(4) for worker in (0, 1)} | dict(idle)
+    plan = VerifiedTwoStagePlan(
+        range(4), held, CompletionHistory(), 1, np.random.default_rng(0), limits=limits
+    )
+    plan.verify(may_lie)
+    for worker, row in answers:
+        sent = plan._dispatch(worker, 1, row, [1.0] * len(row), 0.0)
+        plan._idle[worker] = range(4)
+        plan.outstanding.pop(sent.key)
+        plan._answered.append(sent.key)
+    plan._suspects = plan.doubted = frozenset({0, 1})
+    plan.spare = may_lie - 1
+    plan._idle = dict(idle)
+    return plan
+
+
+SAME = [(0, (0, 1)), (1, (0, 1))]
 
 
 def test_nobody_is_asked_beyond_its_limit_or_what_it_holds() -> None:
-    held = {0: range(2), 1: range(2), 2: range(1), 3: range(2)}
-    for limits, judge in ((None, 3), ({0: 2, 1: 2, 2: 2, 3: 0}, None)):
-        plan = VerifiedTwoStagePlan(
-            range(2), held, CompletionHistory(), 1, np.random.default_rng(0), None
-        )
-        plan._left = limits
-        plan._idle = {0: range(2), 1: range(2)}
-        for worker in (0, 1):
-            sent = plan._dispatch(worker, 1, (0, 1), (1.0, 1.0), 0.0)
-            plan.outstanding.pop(sent.key)
-            plan._answered.append(sent.key)
-        plan._idle = {2: range(1), 3: range(2)}
-        plan._suspects = plan.doubted = frozenset({0, 1})
-        asked = [(d.worker, d.partitions) for d in plan.settle(1.0)]
-        assert asked == ([] if judge is None else [(judge, (0, 1))])
+    idle = {2: range(1), 3: range(2)}
+    asked = ended(SAME, idle).settle(1.0)
+    assert [(d.worker, d.partitions) for d in asked] == [(3, (0, 1))]
+    assert not ended(SAME, idle, limits={0: 4, 1: 4, 2: 4, 3: 1}).settle(1.0)
+
+
+def test_the_suspect_is_asked_about_whose_rows_others_can_compute() -> None:
+    halves = [(0, (0, 1, 2, 3)), (1, (0, 1)), (1, (2, 3))]
+    asked = ended(halves, {2: {0, 1}, 3: {2, 3}}).settle(1.0)
+    assert [(d.worker, d.partitions) for d in asked] == [(2, (0, 1)), (3, (2, 3))]
+
+
+def test_where_two_may_lie_an_honest_judge_is_among_those_asked() -> None:
+    asked = ended(SAME, dict.fromkeys((2, 3, 4), range(4)), may_lie=2).settle(1.0)
+    assert [d.partitions for d in asked] == [(0, 1)] * 2
+    assert len({d.worker for d in asked}) == 2
+    # With theirs there are four: then the one that differs is named.
+    found = check([[1.0, 1.0]] * 4, [[3.0], [1.0], [1.0], [1.0]], limit=2)
+    assert found.liars == (0,)
+
+
+def test_what_is_on_its_way_is_not_asked_for_and_what_fails_is_not_replaced() -> None:
+    plan = ended(SAME, {2: range(4), 3: range(4)})
+    plan._dispatch(2, 1, (0, 1), (1.0, 1.0), 0.5)
+    assert not plan.settle(1.0)
+
+    plan = ended(SAME, {2: range(4), 3: range(4)})
+    (asked,) = plan.settle(1.0)
+    assert plan.failure(asked.key, 2.0) == []

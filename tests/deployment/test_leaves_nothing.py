@@ -27,7 +27,13 @@ from tests.deployment.lists_flower_ext import write_app
 def command_of(
     *options: str, through: Sequence[str] = (), **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run ``flower-ext federation``, and kill it if it has not ended by the end."""
+    """Run ``flower-ext federation``, and kill it if it has not ended by the end.
+
+    It listens to all signals, though the tests may have been started by ``nohup``.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # which programs do not inherit
     with subprocess.Popen(
         [*through, program("flower-ext"), "federation", *options],
         env=os.environ | environment,

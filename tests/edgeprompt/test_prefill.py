@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
@@ -30,7 +31,7 @@ def test_it_is_asked_before_every_matrix_and_stops_at_once(family: str) -> None:
         return asked <= last
 
     same = prefill(model, TOKENS, useful=lambda: until(10**6))
-    assert asked == 3 * matrices(family)
+    assert asked == 3 * (matrices(family) + 1)  # and where a layer's KV is kept
     for (keys, values), (k, v) in zip(whole, same, strict=True):
         assert torch.equal(keys, k)
         assert torch.equal(values, v)
@@ -47,7 +48,7 @@ def test_it_is_asked_before_every_matrix_and_stops_at_once(family: str) -> None:
         prefill(model, TOKENS, useful=lambda: until(4))
     for hook in hooks:
         hook.remove()
-    assert len(computed) == 4
+    assert len(computed) == 3
     assert asked == 5
 
     prefill(model, TOKENS)
@@ -72,6 +73,25 @@ def test_what_other_threads_compute_with_the_model_goes_on() -> None:
     with pytest.raises(StoppedError):
         prefill(model, TOKENS, useful=useful)
     assert told == [True]
+
+
+def test_layers_whose_weights_are_packed_are_stopped_once_each() -> None:
+    model, asked = copy.deepcopy(tiny("llama")), 0
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            weight = module.weight.detach()
+            del module.weight
+            module.register_buffer("weight", weight)
+
+    def second() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked < 2
+
+    assert stops_within(model, 8) == pytest.approx(1 / 3)
+    with pytest.raises(StoppedError):
+        prefill(model, TOKENS, useful=second)
+    assert asked == 2
 
 
 def test_the_largest_piece_is_a_matrix_or_where_texts_are_long_the_attention() -> None:
