@@ -62,7 +62,8 @@ def _nearest_to_origin(normals: Floats, bounds: Floats) -> Floats:
     system = np.concatenate([normals.T, bounds[None, :]])
     target = np.zeros(len(system))
     target[-1] = 1.0
-    # Imported here: it takes a third of a second, and clients never decode.
+    # Imported here: it takes a third of a second, and clients never decode. Servers
+    # have loaded it with the plan.
     from scipy.optimize import nnls  # noqa: PLC0415
 
     multipliers, _ = nnls(system, target, maxiter=30 * system.shape[1])

@@ -16,6 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Partial rounds are fitted with it: it is loaded here, not in the midst of a round.
+import scipy.optimize  # noqa: F401
+
 from flower_ext.coding.decoding import decode, decode_least_squares
 from flower_ext.coding.gradient_code import check_count
 from flower_ext.coding.incremental import IncrementalDecoder

@@ -73,7 +73,9 @@ def test_reply_that_is_late_during_evaluation_is_counted(
             return reply, 0.4
         return reply, 0.3 if index == 3 else 0.01
 
-    strategy = CodedFedAvg(min_evaluate_nodes=1)
+    strategy = CodedFedAvg(
+        code="uncoded", ignore_stragglers=1, min_coverage=0.0, min_evaluate_nodes=1
+    )
     federation(4, behave=behave).run(strategy, num_rounds=2)
 
     assert strategy.round_metrics[1]["replies-unfinished"] == 1
