@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.faults.harness import Outcome, Stage
@@ -25,7 +26,6 @@ def killed_nodes(folder: Path, cancelled: threading.Event) -> Outcome:
         for trap in ("round-2-stage-1", "round-3-stage-1", "round-4-stage-1"):
             control.set(trap)
         control.set("round-4-stage-2")
-        control.set("after-report-3")
         control.set("after-report-4")
         run = stage.start(num_rounds=5, num_nodes=1)
 
@@ -34,17 +34,16 @@ def killed_nodes(folder: Path, cancelled: threading.Event) -> Outcome:
 
         first = stage.hold("round-3-stage-1")
         stage.inject("stage one", lambda: federation.kill_node(first["node"]))
-        stage.hold("after-report-3")
-        stage.inject("back", lambda: federation.restart_node(first["node"]))
-        control.let_go("after-report-3")
 
         straggler = stage.hold("round-4-stage-1")
         second = stage.hold("round-4-stage-2")
         stage.inject("stage two", lambda: federation.kill_node(second["node"]))
         stage.hold("after-report-4")
         control.let_go("round-4-stage-1")
-        stage.inject("back", lambda: federation.restart_node(second["node"]))
+        # Not before: the one that came back might be the one that is killed again.
         back = {first["node"], second["node"]}
+        for node in sorted(back):
+            stage.inject("back", partial(federation.restart_node, node))
         for node in set(range(4)) - back:
             federation.stop_node(node)
         control.let_go("after-report-4")
