@@ -18,10 +18,10 @@ to 1. Blocks come layer by layer; each is decoded when it is whole, beside compu
 
 Models: the KV of Qwen2-0.5B (24 layers × 2 heads × 64), Llama-3.2-1B (16 × 8 × 64) and
 one of 1.7 billion weights with 24 × 8 × 64, in 16 bits; of a layer's weights, 29 %,
-28 % and 28 % are in the largest matrix. Devices, by how many tokens of
-Llama-3.2-1B they prefill in a second: 20 (a small board), 60 (a phone, 16-bit weights),
-250 (a phone, 4-bit weights), 1500 (a laptop); other models in proportion to their
-weights, and attention by its operations.
+28 % and 28 % are in the largest matrix. Devices, by how many tokens of Llama-3.2-1B
+they prefill in a second: 20 (a small board), 60 (a phone, 16-bit weights), 250 (a
+phone, 4-bit weights), 1500 (a laptop); other models in proportion to their weights, and
+attention by its operations.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The server side of flower-ext: strategies whose rounds stragglers cannot hold up."""
 
-import importlib
 from typing import TYPE_CHECKING
 
+from flower_ext.late import late
 from flower_ext.strategies.coded_fedavg import CodedFedAvg
 from flower_ext.strategies.inference_edges import RunningEdge, ServedEdge
 from flower_ext.strategies.inference_evaluation import InferenceEvaluation
@@ -29,16 +29,13 @@ __all__ = [
 ]
 
 
-_LATE = {
-    "DSSDEvaluation": "flower_ext.strategies.dssd_evaluation",
-    "EdgePromptEvaluation": "flower_ext.strategies.edgeprompt_evaluation",
-    "WithCheckpoints": "flower_ext.strategies.with_checkpoints",
-    "WithTensorBoard": "flower_ext.strategies.with_tensorboard",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import what needs torch and transformers, which takes seconds, when asked for."""
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LATE[name]), name)
+# These need torch and transformers, which take seconds.
+__getattr__ = late(
+    __name__,
+    {
+        "DSSDEvaluation": "flower_ext.strategies.dssd_evaluation",
+        "EdgePromptEvaluation": "flower_ext.strategies.edgeprompt_evaluation",
+        "WithCheckpoints": "flower_ext.strategies.with_checkpoints",
+        "WithTensorBoard": "flower_ext.strategies.with_tensorboard",
+    },
+)

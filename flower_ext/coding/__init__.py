@@ -10,17 +10,22 @@ decoding vector of a set of replies, exactly or as closely as they allow, and
 of B as it travels to a worker. Everything here is pure NumPy in float64.
 """
 
+from typing import TYPE_CHECKING
+
 from flower_ext.coding.assignment import Assignment
 from flower_ext.coding.cyclic import CyclicRepetition
-from flower_ext.coding.decoding import (
-    UndecodableError,
-    decode,
-    decode_least_squares,
-)
 from flower_ext.coding.fractional import FractionalRepetition
 from flower_ext.coding.heterogeneity_aware import HeterogeneityAware
-from flower_ext.coding.incremental import IncrementalDecoder
 from flower_ext.coding.uncoded import Uncoded
+from flower_ext.late import late
+
+if TYPE_CHECKING:
+    from flower_ext.coding.decoding import (
+        UndecodableError,
+        decode,
+        decode_least_squares,
+    )
+    from flower_ext.coding.incremental import IncrementalDecoder
 
 __all__ = [
     "Assignment",
@@ -33,3 +38,14 @@ __all__ = [
     "decode",
     "decode_least_squares",
 ]
+
+# Clients do not decode, and these need SciPy.
+__getattr__ = late(
+    __name__,
+    {
+        "IncrementalDecoder": "flower_ext.coding.incremental",
+        "UndecodableError": "flower_ext.coding.decoding",
+        "decode": "flower_ext.coding.decoding",
+        "decode_least_squares": "flower_ext.coding.decoding",
+    },
+)

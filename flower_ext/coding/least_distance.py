@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from flower_ext.coding.blocks import RANK_TOLERANCE, Block
 
@@ -62,10 +63,6 @@ def _nearest_to_origin(normals: Floats, bounds: Floats) -> Floats:
     system = np.concatenate([normals.T, bounds[None, :]])
     target = np.zeros(len(system))
     target[-1] = 1.0
-    # Imported here: it takes a third of a second, and clients never decode. Servers
-    # have loaded it with the plan.
-    from scipy.optimize import nnls  # noqa: PLC0415
-
     multipliers, _ = nnls(system, target, maxiter=30 * system.shape[1])
     residual = system @ multipliers - target
     nearest: Floats = -residual[:-1] / residual[-1]

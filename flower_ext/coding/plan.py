@@ -16,9 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Partial rounds are fitted with it: it is loaded here, not in the midst of a round.
-import scipy.optimize  # noqa: F401
-
 from flower_ext.coding.decoding import decode, decode_least_squares
 from flower_ext.coding.gradient_code import check_count
 from flower_ext.coding.incremental import IncrementalDecoder
@@ -436,6 +433,8 @@ class RoundPlan(ABC):
         Nobody judges itself, or the same row twice. Replies that are expected, by
         their keys, are not asked for again.
         """
+        if not self._suspects:
+            return []
         rows = [self.dispatches[key] for key in (*self._answered, *expected)]
         found: list[tuple[int, Dispatch]] = []
         for places in telling_rows(rows, self._suspects, self.doubted):
