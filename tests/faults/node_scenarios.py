@@ -58,14 +58,16 @@ def killed_nodes(folder: Path, cancelled: threading.Event) -> Outcome:
 def frozen_nodes(folder: Path, cancelled: threading.Event) -> Outcome:
     """Freeze a node at work for a minute; hold another until its round is over.
 
-    The second one's reply is late, and false.
+    The second one's reply is late, and false. In the end only the first is left: where
+    there are others, a round need not ask a node that has kept one waiting.
     """
     with Stage(folder, cancelled, nodes=3) as stage:
         federation, control = stage.federation, stage.control
         control.set("round-2-stage-1")
         control.set("after-report-3")
         control.set("after-report-4")
-        run = stage.start(num_rounds=6, num_nodes=1)
+        control.set("after-report-6")
+        run = stage.start(num_rounds=7, num_nodes=1)
 
         frozen = stage.hold("round-2-stage-1")
         stage.inject("frozen", lambda: federation.pause_node(frozen["node"]))
@@ -91,8 +93,12 @@ def frozen_nodes(folder: Path, cancelled: threading.Event) -> Outcome:
         control.let_go("round-4-stage-1")
         stage.wait_event("end", round=4, node=late["node"], stage=1)
         control.let_go("after-report-4")
+        stage.hold("after-report-6")
+        for node in set(range(3)) - {frozen["node"]}:
+            federation.stop_node(node)
+        control.let_go("after-report-6")
         log = stage.completed(run)
-        outcome = stage.outcome(6, frozen=frozen, late=late)
+        outcome = stage.outcome(7, frozen=frozen, late=late)
         outcome.logs[run.run_id] = log
         return outcome
 

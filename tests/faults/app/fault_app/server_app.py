@@ -37,6 +37,7 @@ def main(grid: Grid, context: Context) -> None:
         # Rounds that end only with the whole update, on a machine of any speed.
         "deadline": 600.0,
         "min_coverage": 1.0,
+        "min_train_nodes": 1,
         "min_available_nodes": int(config["num-nodes"]),
         **verification(int(config["verify-replies"])),
     }
