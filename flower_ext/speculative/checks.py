@@ -7,10 +7,19 @@ from typing import Protocol
 
 import numpy as np
 
-from flower_ext.errors import InvalidInputError, PrivateSegmentError
+from flower_ext.errors import FlowerExtError, InvalidInputError, PrivateSegmentError
 from flower_ext.speculative.messages import Distribution, Draft, Score
 
-__all__ = ["LONGEST_DRAFT", "Hierarchy", "check_draft", "check_score", "disclosed"]
+__all__ = [
+    "LONGEST_DRAFT",
+    "Hierarchy",
+    "check_draft",
+    "check_finite",
+    "check_ids",
+    "check_length",
+    "check_score",
+    "disclosed",
+]
 
 LONGEST_DRAFT = 256  # Tokens; beyond some tens nothing is gained.
 
@@ -116,6 +125,24 @@ def check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
             raise InvalidInputError(
                 f"{name} must be ids in [0, {vocab_size}), got {token}."
             )
+
+
+def check_length(length: int, max_length: int | None) -> None:
+    """Raise if a text, its prompt included, is longer than the target can attend to."""
+    if max_length is not None and length > max_length:
+        raise InvalidInputError(
+            f"The target takes at most {max_length} tokens with the prompt, "
+            f"got {length}: shorten the prompt or generate fewer."
+        )
+
+
+def check_finite(finite: bool) -> None:
+    """Raise, as the target breaks, if what its logits came to is not finite."""
+    if not finite:
+        raise FlowerExtError(
+            "The target's logits are not finite: its weights are broken, or its "
+            "precision is too low for this text."
+        )
 
 
 def _check_counts(name: str, found: int, wanted: int) -> None:

@@ -10,18 +10,16 @@ keyed, so none of this changes a token.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from flower_ext.errors import FlowerExtError, InvalidInputError
-from flower_ext.speculative.checks import LONGEST_DRAFT, check_draft, check_score
-from flower_ext.speculative.choices import Choices, KeyedChoices, Purpose
+from flower_ext.speculative.checks import LONGEST_DRAFT, check_finite, check_length
+from flower_ext.speculative.choices import Choices, KeyedChoices
 from flower_ext.speculative.drafter import check_prompt
 from flower_ext.speculative.errors import MemoryBudgetError, UnknownSessionError
 from flower_ext.speculative.language_model import (
@@ -38,75 +36,14 @@ from flower_ext.speculative.messages import (
     Scored,
     Verdict,
 )
-from flower_ext.speculative.protocols import (
-    MOST_CANDIDATES,
-    VerificationProtocol,
-    accept,
-    protocol_named,
-)
+from flower_ext.speculative.protocols import protocol_named
 from flower_ext.speculative.sampling import Probabilities, Sampling
+from flower_ext.speculative.verified_text import VerifiedText
 
 __all__ = ["Verifier"]
 
 # A row with more new tokens than this would pad all others; it is caught up alone.
 _CAUGHT_UP_ALONE = 32
-
-
-@dataclass
-class _Session:
-    """What the edge remembers of one text.
-
-    Attributes
-    ----------
-    tokens : list[int]
-        The prompt, and the generated tokens that the edge knows.
-    start : int
-        How many tokens come before generated position 0.
-    cache : Any
-        Of a beginning of ``tokens``; None once it is evicted.
-    last_logits : torch.Tensor | None
-        After the last of ``tokens``, if the cache has all of them.
-    round : int
-        The last draft's number.
-    round_base : int
-        Generated tokens that were known when that round began.
-    rejected : tuple[int, numpy.ndarray | None] | None
-        Position and P_j of the token that this round rejected; None for P_j: it is not
-        asked about, or was dropped with the cache.
-    """
-
-    tokens: list[int]
-    start: int
-    sampling: Sampling
-    protocol: VerificationProtocol
-    choices: Choices
-    cache: Any = None
-    last_logits: torch.Tensor | None = None
-    round: int = 0
-    round_base: int = field(default=0)
-    rejected: tuple[int, Probabilities | None] | None = None
-
-    @property
-    def generated(self) -> int:
-        """The generated tokens that the edge knows."""
-        return len(self.tokens) - self.start
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of what can be computed again."""
-        held = 0 if self.cache is None else int(self.cache.nbytes)
-        if self.last_logits is not None:
-            held += self.last_logits.nbytes
-        if self.rejected is not None and self.rejected[1] is not None:
-            held += self.rejected[1].nbytes
-        return held
-
-    def forget_cache(self) -> None:
-        """Drop what can be computed again."""
-        self.cache = None
-        self.last_logits = None
-        if self.rejected is not None:
-            self.rejected = (self.rejected[0], None)
 
 
 class Verifier:
@@ -145,7 +82,7 @@ class Verifier:
         self.memory_budget = memory_budget
         self.evictions = 0
         # From the longest idle to the last used.
-        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._sessions: OrderedDict[str, VerifiedText] = OrderedDict()
 
     @property
     def vocab_size(self) -> int:
@@ -202,13 +139,15 @@ class Verifier:
                 f"generated must lie in [0, {len(tokens)}): some of the prompt's "
                 f"tokens are no generated ones, got {opening.generated}."
             )
-        self._check_length(len(tokens))
-        session = _Session(
+        check_length(len(tokens), self.max_length)
+        session = VerifiedText(
             tokens,
             len(tokens) - opening.generated,
             Sampling(opening.temperature, opening.top_k, opening.top_p, opening.min_p),
             protocol_named(opening.protocol, opening.candidates),
             KeyedChoices(opening.seed) if choices is None else choices,
+            self.vocab_size,
+            self.max_length,
             round_base=opening.generated,
         )
         self._sessions[opening.session] = session
@@ -227,11 +166,11 @@ class Verifier:
         """Raise what the message's own method would, and change nothing."""
         found = self._session(session)
         if isinstance(message, Ask):
-            self._rejected(found, message)
+            found.asked_about(message)
         elif isinstance(message, Score):
-            self._scored(found, message)
+            found.scored(message)
         else:
-            self._check(found, message)
+            found.check(message)
 
     def verify(self, session: str, draft: Draft) -> Verdict:
         """Verify one draft.
@@ -288,12 +227,13 @@ class Verifier:
                 "after the first."
             )
         found: list[Verdict | FlowerExtError | None] = [None] * len(requests)
-        ready: list[tuple[int, _Session, Draft]] = []
+        ready: list[tuple[int, VerifiedText, Draft]] = []
         for index, (name, draft) in enumerate(requests):
             try:
                 session = self._session(name)
-                self._check(session, draft)
-                self._begin(session, draft)
+                session.check(draft)
+                session.begin(draft)
+                self._catch_up(session, leave=_CAUGHT_UP_ALONE)
                 ready.append((index, session, draft))
             except FlowerExtError as error:
                 found[index] = error
@@ -301,7 +241,7 @@ class Verifier:
             logits = self._logits([(session, draft) for _, session, draft in ready])
             for (index, session, draft), rows in zip(ready, logits, strict=True):
                 try:
-                    found[index] = self._judge(session, draft, rows)
+                    found[index] = session.judge(draft, rows)
                 except FlowerExtError as error:
                     session.forget_cache()
                     found[index] = error
@@ -321,7 +261,7 @@ class Verifier:
             If the session's cache alone exceeds the budget.
         """
         found = self._session(session)
-        position, target = self._rejected(found, ask)
+        position, target = found.asked_about(ask)
         if target is None:
             target = self._compute_again(found, position)
         verdict = found.protocol.answer(ask, target, position, found.choices)
@@ -357,7 +297,7 @@ class Verifier:
             If the target's logits are not finite.
         """
         found = self._session(session)
-        tokens = self._scored(found, score)
+        tokens = found.scored(score)
         # The logits of generated position 0 are those after the prompt's last token.
         first, end = found.start - 1, len(tokens) - 1
         if found.cache is None:
@@ -380,11 +320,10 @@ class Verifier:
         found.cache.roll_back(len(found.tokens))
         self._check_budget(found)
         self._evict([found])
-        if not np.isfinite(log_likelihood):
-            raise _not_finite()
+        check_finite(math.isfinite(log_likelihood))
         return Scored(score.confirmed, log_likelihood, agreeing)
 
-    def _session(self, name: str) -> _Session:
+    def _session(self, name: str) -> VerifiedText:
         """Return a session, now the last used."""
         if name not in self._sessions:
             raise UnknownSessionError(
@@ -393,46 +332,7 @@ class Verifier:
         self._sessions.move_to_end(name)
         return self._sessions[name]
 
-    def _check(self, session: _Session, draft: Draft) -> None:
-        """Raise unless a draft follows what the session knows."""
-        check_draft(draft, self.vocab_size, session.protocol.name)
-        known = draft.confirmed - len(draft.tail)
-        if draft.round < session.round:
-            raise InvalidInputError(
-                f"Round {draft.round} comes after round {session.round}: only the last "
-                "round may be sent again."
-            )
-        again = draft.round == session.round
-        wanted = session.round_base if again else session.generated
-        if known != wanted:
-            raise InvalidInputError(
-                f"Round {draft.round} must build on the {wanted} generated tokens that "
-                f"the edge knows, got {known}: open the session again."
-            )
-        self._check_length(session.start + draft.confirmed + len(draft.tokens))
-
-    def _scored(self, session: _Session, score: Score) -> list[int]:
-        """Return the text that a device wants to have scored, prompt included."""
-        check_score(score, self.vocab_size)
-        known = score.confirmed - len(score.tail)
-        if known > session.generated or (score.tail and known < session.generated):
-            raise InvalidInputError(
-                f"The text to score must consist of the {session.generated} generated "
-                f"tokens that the edge knows and a tail, or of the first of them, got "
-                f"{known} and a tail of {len(score.tail)}: open the session again."
-            )
-        self._check_length(session.start + score.confirmed)
-        return [*session.tokens[: session.start + known], *score.tail]
-
-    def _check_length(self, length: int) -> None:
-        """Raise if a text is longer than the model can attend to."""
-        if self.max_length is not None and length > self.max_length:
-            raise InvalidInputError(
-                f"The target takes at most {self.max_length} tokens with the prompt, "
-                f"got {length}: shorten the prompt or generate fewer."
-            )
-
-    def _compute_again(self, session: _Session, position: int) -> Probabilities:
+    def _compute_again(self, session: VerifiedText, position: int) -> Probabilities:
         """Return P_j of a rejected token, which was dropped with the cache."""
         self._catch_up(session)
         text = session.tokens[: session.start + position]
@@ -443,43 +343,7 @@ class Verifier:
         session.rejected = (position, target)
         return target
 
-    def _rejected(
-        self, session: _Session, ask: Ask
-    ) -> tuple[int, Probabilities | None]:
-        """Return position and P_j of what a device asks about."""
-        if session.rejected is None or ask.round != session.round:
-            raise InvalidInputError(
-                f"Nothing was rejected in round {ask.round}: send its draft (again)."
-            )
-        if not (0 <= ask.first < 2**31 and 0 <= ask.count <= MOST_CANDIDATES):
-            raise InvalidInputError(
-                f"first must lie in [0, 2**31) and count in [0, {MOST_CANDIDATES}], "
-                f"got {ask.first} and {ask.count}."
-            )
-        if not session.protocol.candidates:
-            raise InvalidInputError(
-                f"Protocol {session.protocol.name!r} has no questions, got {ask}."
-            )
-        return session.rejected
-
-    def _begin(self, session: _Session, draft: Draft) -> None:
-        """Take the session to the draft's first position."""
-        known = session.start + draft.confirmed - len(draft.tail)
-        if len(session.tokens) > known:
-            session.last_logits = None  # A round sent again: they are of later tokens.
-        session.round_base = known - session.start
-        session.round = draft.round
-        session.rejected = None
-        del session.tokens[known:]
-        if draft.tail:
-            session.last_logits = None
-        session.tokens += draft.tail
-        if session.cache is not None:
-            spare = 0 if session.last_logits is not None else 1
-            session.cache.roll_back(min(known, len(session.tokens) - spare))
-        self._catch_up(session, leave=_CAUGHT_UP_ALONE)
-
-    def _catch_up(self, session: _Session, leave: int = 0) -> None:
+    def _catch_up(self, session: VerifiedText, leave: int = 0) -> None:
         """Compute all but the last token, if more than ``leave`` are to be computed."""
         if session.cache is None:
             session.cache = self.model.new_cache()
@@ -488,7 +352,7 @@ class Verifier:
             self.model.extend([Row(session.cache, new, keep=1)])
             self._check_budget(session)
 
-    def _check_budget(self, session: _Session) -> None:
+    def _check_budget(self, session: VerifiedText) -> None:
         """Raise if one session's cache exceeds the budget by itself."""
         needed, budget = session.cache.nbytes, self.memory_budget
         if budget is not None and needed > budget:
@@ -499,7 +363,9 @@ class Verifier:
                 "the prompt."
             )
 
-    def _logits(self, requests: Sequence[tuple[_Session, Draft]]) -> list[torch.Tensor]:
+    def _logits(
+        self, requests: Sequence[tuple[VerifiedText, Draft]]
+    ) -> list[torch.Tensor]:
         """Return logits after the last confirmed token and after each drafted one."""
         rows: list[Row] = []
         for session, draft in requests:
@@ -516,40 +382,7 @@ class Verifier:
             found.append(torch.cat(parts))
         return found
 
-    def _judge(self, session: _Session, draft: Draft, logits: torch.Tensor) -> Verdict:
-        """Accept and reject, and take the session to what is confirmed."""
-        target = session.sampling.probabilities(logits)
-        if not np.isfinite(target).all():
-            raise _not_finite()
-        drafted = draft.probabilities.tolist() or [
-            float(q.dense(self.vocab_size)[token])
-            for q, token in zip(draft.distributions, draft.tokens, strict=True)
-        ]
-        likely = [float(p[x]) for p, x in zip(target, draft.tokens, strict=False)]
-        accepted = accept(likely, drafted, draft.confirmed, session.choices)
-        position = draft.confirmed + accepted
-        session.tokens += draft.tokens[:accepted]
-        session.cache.roll_back(len(session.tokens))
-        session.last_logits = None
-        if accepted < len(draft.tokens):
-            asked_about = (
-                target[accepted].copy() if session.protocol.candidates else None
-            )
-            session.rejected = (position, asked_about)
-            verdict = session.protocol.reject(
-                draft, accepted, target[accepted], position, session.choices
-            )
-        elif draft.bonus:
-            token = session.choices.draw(target[accepted], position, Purpose.BONUS)
-            verdict = Verdict(draft.round, accepted, token=token)
-        else:
-            session.last_logits = logits[accepted : accepted + 1].clone()
-            verdict = Verdict(draft.round, accepted)
-        if verdict.token is not None:
-            session.tokens.append(verdict.token)
-        return verdict
-
-    def _evict(self, used: Sequence[_Session]) -> None:
+    def _evict(self, used: Sequence[VerifiedText]) -> None:
         """Drop the caches of the longest idle until the budget is kept."""
         if self.memory_budget is None:
             return
@@ -565,11 +398,3 @@ class Verifier:
                 held -= session.nbytes
                 session.forget_cache()
                 self.evictions += 1
-
-
-def _not_finite() -> FlowerExtError:
-    """Return the error of a target that breaks."""
-    return FlowerExtError(
-        "The target's logits are not finite: its weights are broken, or its precision "
-        "is too low for this text."
-    )
