@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from logging import INFO, WARNING
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
@@ -17,6 +17,7 @@ from flower_ext.errors import InvalidInputError
 from flower_ext.strategies.checkpoint_codec import State
 from flower_ext.strategies.checkpoint_files import Checkpoint, CheckpointFolder
 from flower_ext.strategies.checkpointed_run import CheckpointedRun
+from flower_ext.strategies.strategy_wrapper import StrategyWrapper
 from flower_ext.strategies.taken_over import taken_over
 from flower_ext.strategies.with_inference import WithInference
 
@@ -25,7 +26,7 @@ __all__ = ["WithCheckpoints"]
 Setting = bool | int | float | str
 
 
-class WithCheckpoints(Strategy):
+class WithCheckpoints(StrategyWrapper):
     """A strategy whose state is on the disk after every round.
 
     What is saved: the model, the round, all metrics so far, the strategy's own state
@@ -95,7 +96,7 @@ class WithCheckpoints(Strategy):
                 "strategy must be a Flower Strategy, and not WithCheckpoints, got "
                 f" {strategy!r}."
             )
-        self.strategy = strategy
+        super().__init__(strategy)
         self.every = check_count("every", every, low=1)
         self.settings = dict(settings or {})
         # The outermost first; the last one's start drives the rounds.
@@ -193,31 +194,7 @@ class WithCheckpoints(Strategy):
     def summary(self) -> None:
         """Log where checkpoints go, and the strategy's summary configuration."""
         log(INFO, "\t├──> Checkpoints: %s", self._folder.path)
-        self.strategy.summary()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure the next round of training, as the strategy does."""
-        return self.strategy.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate training results, as the strategy does."""
-        return self.strategy.aggregate_train(server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure the strategy's own evaluation."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Aggregate the strategy's own evaluation."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        super().summary()
 
 
 def _wrapped(strategy: Strategy) -> tuple[Strategy, ...]:

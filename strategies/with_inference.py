@@ -17,6 +17,7 @@ from flower_ext.errors import FlowerExtError, InvalidInputError
 from flower_ext.strategies.answer_times import AnswerTimes
 from flower_ext.strategies.inference_evaluation import InferenceEvaluation
 from flower_ext.strategies.inference_round import Answer, choose_nodes, exchange
+from flower_ext.strategies.strategy_wrapper import StrategyWrapper
 from flower_ext.strategies.taken_over import taken_over
 
 __all__ = ["WithInference"]
@@ -35,7 +36,7 @@ class _Round(NamedTuple):
     grid: Grid
 
 
-class WithInference(Strategy):
+class WithInference(StrategyWrapper):
     """A strategy with evaluation by inference in its rounds.
 
     The strategy trains and evaluates as it does alone: its own ``start`` drives the
@@ -93,7 +94,7 @@ class WithInference(Strategy):
                 f"The evaluations' prefixes must differ, got {prefixes}: give them "
                 "prefix=..."
             )
-        self.strategy = strategy
+        super().__init__(strategy)
         self.evaluations = evaluations
         self.inference_metrics: dict[int, MetricRecord] = {}
         self._timeout = 0.0
@@ -157,18 +158,6 @@ class WithInference(Strategy):
         for evaluation in self.evaluations:
             evaluation.summary()
         self._inner("summary")()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure the next round of training, as the strategy does."""
-        return self.strategy.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate training results, as the strategy does."""
-        return self.strategy.aggregate_train(server_round, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

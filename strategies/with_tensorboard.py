@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore import log
 
 from flower_ext.errors import FlowerExtError, InvalidInputError
+from flower_ext.strategies.strategy_wrapper import StrategyWrapper
 from flower_ext.strategies.taken_over import taken_over
 from flower_ext.strategies.with_checkpoints import WithCheckpoints
 from flower_ext.strategies.with_inference import WithInference
@@ -32,7 +33,7 @@ _METHODS = (
 )
 
 
-class WithTensorBoard(Strategy):
+class WithTensorBoard(StrategyWrapper):
     """A strategy whose metrics go to TensorBoard after every round.
 
     The strategy trains and evaluates as it does alone. What its rounds measure is
@@ -74,7 +75,7 @@ class WithTensorBoard(Strategy):
             )
         if not str(folder).strip():
             raise InvalidInputError("folder must be the path of a folder, got ''.")
-        self.strategy = strategy
+        super().__init__(strategy)
         self.folder = Path(folder).expanduser()
 
     def start(
@@ -143,31 +144,7 @@ class WithTensorBoard(Strategy):
     def summary(self) -> None:
         """Log where metrics go, and the strategy's summary configuration."""
         log(INFO, "\t├──> TensorBoard: %s", self.folder)
-        self.strategy.summary()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure the next round of training, as the strategy does."""
-        return self.strategy.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate training results, as the strategy does."""
-        return self.strategy.aggregate_train(server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Configure the next round of evaluation, as the strategy does."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Aggregate evaluation results, as the strategy does."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        super().summary()
 
 
 def _asked(strategy: Strategy) -> tuple[Strategy, Strategy]:
