@@ -75,6 +75,7 @@ def test_a_failed_start_leaves_nothing(tmp_path: Path) -> None:
     assert marked(tmp_path) == {}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "number",
     [signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
@@ -166,6 +167,7 @@ def test_a_terminal_that_closes_leaves_nothing(tmp_path: Path) -> None:
     assert left == {}
 
 
+@pytest.mark.faults
 def test_nohup_keeps_a_federation(tmp_path: Path) -> None:
     folder = tmp_path / "federation"
     with command_of("--nodes", "1", "--dir", str(folder), through=["nohup"]) as command:

@@ -86,6 +86,7 @@ def await_health(url: str) -> None:
             time.sleep(0.2)
 
 
+@pytest.mark.faults
 def test_flwr_run_compares_strategies(
     environment: dict[str, str], app_folder: Path, tmp_path: Path
 ) -> None:

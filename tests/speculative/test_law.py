@@ -29,7 +29,7 @@ from flower_ext.speculative import (
     Verifier,
     protocol_named,
     speculate,
-    verifier,
+    verified_text,
 )
 from tests.speculative.conftest import (
     StopAfter,
@@ -129,7 +129,7 @@ def test_a_verifier_with_the_ratio_upside_down_fails_the_same_test(
                 return index
         return len(drafted)
 
-    monkeypatch.setattr(verifier, "accept", upside_down)
+    monkeypatch.setattr(verified_text, "accept", upside_down)
     drafter, target = TableModel(5, seed=1), TableModel(5, seed=2)
 
     law = law_of(lambda c, s: generate(drafter, target, sampling, protocol, c, s))
