@@ -1,7 +1,5 @@
 """The pair that ships with the package: small, offline, and worth drafting with."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,15 +16,6 @@ from flower_ext.models import (
     load_pair,
 )
 from flower_ext.models.cache_argument import forward_cache, returned_cache
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Do without threads, whose meetings cost more than they save at this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -36,10 +36,10 @@ def rate(length: float, acceptance: float, latency: float) -> float:
 
 
 def rate_ahead(waited: int, in_flight: int, acceptance: float, latency: float) -> float:
-    """Go through 20,000 rounds of drafting ahead."""
+    """Go through 10,000 rounds of drafting ahead."""
     rng = np.random.default_rng(1)
     tokens, seconds, ready = 0, 0.0, 0
-    for _ in range(20_000):
+    for _ in range(10_000):
         length = max(waited, ready)
         seconds += DRAFT * (length - ready) + latency
         misses = np.flatnonzero(rng.random(length) >= acceptance)

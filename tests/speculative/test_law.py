@@ -203,14 +203,15 @@ def test_real_transformers_have_the_law(
     assert statistic.pvalue > 0.001
 
 
-@pytest.mark.parametrize("name", ["dsd", "dssd", "dssd-candidates"])
-def test_greedy_text_is_the_targets_token_for_token(
-    name: str, llamas: tuple[LlamaForCausalLM, LlamaForCausalLM]
-) -> None:
-    drafter, target = Drafter(llamas[0]), Verifier(llamas[1])
+@pytest.fixture(scope="module")
+def greedy_texts(
+    llamas: tuple[LlamaForCausalLM, LlamaForCausalLM],
+) -> list[tuple[list[int], list[int]]]:
+    """Return 100 prompts, and the text that the target alone generates for each."""
     model: Any = llamas[1]
     rng = np.random.default_rng(3)
-    for index in range(100):  # Prompts.
+    texts = []
+    for _ in range(100):
         prompt = rng.integers(64, size=int(rng.integers(1, 20))).tolist()
         alone = model.generate(
             torch.tensor([prompt]),
@@ -219,7 +220,18 @@ def test_greedy_text_is_the_targets_token_for_token(
             do_sample=False,
             pad_token_id=0,
         )[0, len(prompt) :]
+        texts.append((prompt, alone.tolist()))
+    return texts
 
+
+@pytest.mark.parametrize("name", ["dsd", "dssd", "dssd-candidates"])
+def test_greedy_text_is_the_targets_token_for_token(
+    name: str,
+    llamas: tuple[LlamaForCausalLM, LlamaForCausalLM],
+    greedy_texts: list[tuple[list[int], list[int]]],
+) -> None:
+    drafter, target = Drafter(llamas[0]), Verifier(llamas[1])
+    for index, (prompt, alone) in enumerate(greedy_texts):
         found = speculate(
             drafter,
             target,
@@ -232,7 +244,7 @@ def test_greedy_text_is_the_targets_token_for_token(
             drafting_ahead=bool(index % 2),
         )
 
-        assert list(found.tokens) == alone.tolist()
+        assert list(found.tokens) == alone
 
 
 def test_dsd_and_dssd_draw_the_same_tokens() -> None:
