@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import re
 import signal
 import socket
@@ -38,6 +39,7 @@ _HOST = "127.0.0.1"
 _NODE_ID = re.compile(r"SuperNode ID: \d+")
 _EDGE_READY = re.compile(r"flower-ext edge: .* at \S+:\d+, ")
 _PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
+_THREADS = "OMP_NUM_THREADS"
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
@@ -69,7 +71,9 @@ class LocalFederation:
     supernode_options : Sequence[str] (default: ())
         Further options of ``flower-supernode``.
     environment : Mapping[str, str] | None (default: None)
-        Variables for all processes, over those of this one.
+        Variables for all processes, over those of this one. Where neither has
+        ``OMP_NUM_THREADS``, the nodes and the edge share out the cores: processes that
+        each compute on all of them mostly wait for each other.
     timeout : float (default: 120.0)
         Seconds that start-up may take.
 
@@ -122,7 +126,12 @@ class LocalFederation:
         self._superlink_options = tuple(superlink_options)
         self._supernode_options = tuple(supernode_options)
         self._timeout = timeout
-        variables = {**_QUIET, **(environment or {}), "FLWR_HOME": str(self.home)}
+        variables = {
+            **_QUIET,
+            **_share_of_cores(nodes + (edge is not None)),
+            **(environment or {}),
+            "FLWR_HOME": str(self.home),
+        }
         self._parts = Parts(self.folder, variables, timeout, _PATIENCE)
         # Marked as well, so that stop() ends a command that is still under way.
         self._flwr = FlwrCommand(self._parts.marked_environment(_FLWR), CONNECTION)
@@ -446,3 +455,13 @@ class LocalFederation:
 def _node(i: int) -> str:
     """Return the name of a node's part."""
     return f"node-{i}"
+
+
+def _share_of_cores(processes: int) -> dict[str, str]:
+    """Return on how many threads each may compute, unless that is said already."""
+    if _THREADS in os.environ:
+        return {}
+    # What this process may use, which in a container is less than what there is.
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return {_THREADS: str(max(1, cores // processes))}

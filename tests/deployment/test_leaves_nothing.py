@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -220,6 +221,24 @@ def test_who_ignores_being_asked_is_killed_with_what_it_started(tmp_path: Path) 
 
     assert marked(tmp_path) == {}
     assert process.wait() == -signal.SIGKILL
+
+
+def test_nodes_and_edge_share_out_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def threads(nodes: int, **options: Any) -> str:
+        federation = LocalFederation(tmp_path, nodes, **options)
+        return federation.environment["OMP_NUM_THREADS"]
+
+    assert threads(4) == "2"
+    assert threads(4, edge="default") == "1"
+    assert threads(20) == "1"
+    assert threads(4, environment={"OMP_NUM_THREADS": "6"}) == "6"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads(4) == "5"
 
 
 def test_a_federation_needs_a_config_for_each_node(tmp_path: Path) -> None:
