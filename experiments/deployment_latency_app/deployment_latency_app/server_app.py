@@ -12,7 +12,8 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from flower_ext.strategies.inference_round import exchange
+from flower_ext.strategies.answer_times import AnswerTimes
+from flower_ext.strategies.inference_round import Answer, exchange
 
 TIMEOUT = 600.0  # seconds
 
@@ -48,7 +49,7 @@ def time_first(grid: Grid) -> dict[str, float]:
     messages = make_messages(grid, 0.0, 0.0, 0)
     times = {"pushed": time.time()}
     with watched(grid) as pulled:
-        exchange(grid, messages, 1, TIMEOUT)
+        ask(grid, messages)
     times["replied"] = min(end for _, _, end in pulled)
     return times
 
@@ -63,7 +64,7 @@ def time_replies(
             # What FedAvg's start() calls in every round.
             replies = list(grid.send_and_receive(messages, timeout=TIMEOUT))
         else:
-            answers = exchange(grid, messages, 1, TIMEOUT)
+            answers = ask(grid, messages)
             replies = [a.message for a in answers if a.message is not None]
     got = {message_id: (begin, end) for message_id, begin, end in pulled}
     return [
@@ -76,6 +77,11 @@ def time_replies(
         }
         for reply in replies
     ]
+
+
+def ask(grid: Grid, messages: list[Message]) -> list[Answer]:
+    """Send messages and wait for all replies, as flower-ext's strategies do."""
+    return exchange(grid, messages, 1, AnswerTimes(TIMEOUT), TIMEOUT)
 
 
 def make_messages(
